@@ -1,0 +1,79 @@
+"""The frozen list of clips that a run trains on: `manifest.jsonl`, one clip a line, with a digest over all of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gpu.errors import Fault
+
+MANIFEST_FILE = "manifest.jsonl"
+TRAIN, VALIDATION = "train", "validation"
+SPLITS = (TRAIN, VALIDATION)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestClip:
+    """One sound as a run sees it.
+
+    Args:
+        audio: path of the sound, absolute or relative to the manifest's folder.
+        sha256: of the file's bytes; checked before the clip is used.
+        split: `train` or `validation`.
+    """
+
+    audio: str
+    caption: str
+    sha256: str
+    duration_s: float
+    split: str
+
+
+def write_manifest(folder: Path, clips: Iterable[ManifestClip]) -> str:
+    """Write the manifest whole or not at all and return its digest."""
+    clips = list(clips)
+    text = "".join(json.dumps(asdict(clip), ensure_ascii=False, sort_keys=True) + "\n" for clip in clips)
+    temporary = folder / f"{MANIFEST_FILE}.tmp"
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, folder / MANIFEST_FILE)
+    return digest(clips)
+
+
+def read_manifest(folder: Path) -> list[ManifestClip]:
+    """Raises Fault `manifest.unreadable` with the line's number."""
+    path = folder / MANIFEST_FILE
+    clips = []
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
+            clips.append(ManifestClip(**json.loads(line)))
+    except FileNotFoundError:
+        raise Fault("manifest.unreadable", f"{path} does not exist") from None
+    except (ValueError, TypeError) as error:
+        raise Fault("manifest.unreadable", f"{path} line {number}: {error}") from error
+    return clips
+
+
+def digest(clips: Iterable[ManifestClip]) -> str:
+    """SHA-256 over every clip's content hash, caption and split, in order; where the files lie does not count."""
+    total = hashlib.sha256()
+    for clip in clips:
+        total.update(json.dumps([clip.sha256, clip.caption, clip.split], ensure_ascii=False).encode())
+    return total.hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the relative name and content of every file in a model folder, in name order."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        total.update(f"{path.relative_to(folder).as_posix()}\0{sha256_of(path)}\n".encode())
+    return total.hexdigest()

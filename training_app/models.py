@@ -1,0 +1,127 @@
+"""Fine-tuning runs and the checkpoints that they start from and produce."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Self
+
+from django.conf import settings
+from django.db import models
+from django.utils import timezone
+
+from audioldm_site.jobs.models import Job, JobEvent, OwnedQuerySet
+from datasets_app.models import Dataset
+from gpu.events import Event
+
+
+class CheckpointQuerySet(OwnedQuerySet):
+    def usable(self) -> Self:
+        """Checkpoints whose files are there and that nobody retired."""
+        return self.filter(retired=False, missing=False)
+
+
+class Checkpoint(models.Model):
+    """Weights that sounds can be made with and runs can start from.
+
+    `path` is relative to DATA_DIR. A `diffusers` checkpoint is a whole model folder; a `run` checkpoint is a folder with the trained UNet
+    or LoRA on top of `base`.
+    """
+
+    class Family(models.TextChoices):
+        AUDIOLDM2 = "audioldm2", "AudioLDM 2"
+        AUDIOLDM = "audioldm", "AudioLDM"
+
+    class Format(models.TextChoices):
+        DIFFUSERS = "diffusers", "diffusers folder"
+        RUN = "run", "run checkpoint"
+
+    class Origin(models.TextChoices):
+        BUILTIN = "builtin", "built in"
+        UPLOADED = "uploaded", "uploaded"
+        IMPORTED = "imported", "imported in the terminal"
+        SCANNED = "scanned", "found in the incoming folder"
+        RUN = "run", "made by a run"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
+    name = models.CharField(max_length=160, unique=True)
+    family = models.CharField(max_length=20, choices=Family)
+    format = models.CharField(max_length=12, choices=Format)
+    origin = models.CharField(max_length=10, choices=Origin)
+    run = models.ForeignKey("TrainingRun", null=True, blank=True, on_delete=models.SET_NULL, related_name="checkpoints")
+    base = models.ForeignKey("self", null=True, blank=True, on_delete=models.PROTECT, related_name="descendants")
+    method = models.CharField(max_length=8, blank=True, help_text="lora or full, for a run checkpoint.")
+    global_step = models.PositiveIntegerField(null=True, blank=True)
+    metrics = models.JSONField(default=dict, blank=True)
+    facts = models.JSONField(default=dict, blank=True, help_text="What the model says of itself: sample_rate_hz, n_mels, parameters, prediction_type ...")
+    defaults = models.JSONField(default=dict, blank=True, help_text="Parameters that suit this model, e.g. audio_length_in_s.")
+    path = models.CharField(max_length=500, unique=True)
+    size_bytes = models.PositiveBigIntegerField(default=0)
+    sha256 = models.CharField(max_length=64, blank=True)
+    licence = models.CharField(max_length=200, blank=True)
+    notes = models.TextField(blank=True)
+    has_resume_state = models.BooleanField(default=False)
+    is_best = models.BooleanField(default=False)
+    pinned = models.BooleanField(default=False)
+    retired = models.BooleanField(default=False)
+    missing = models.BooleanField(default=False, help_text="Its files were not there at the last look.")
+    verified_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(default=timezone.now, db_index=True)
+
+    objects = CheckpointQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-created_at"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def folder(self) -> Path:
+        return settings.DATA_DIR / self.path
+
+
+class TrainingRun(Job):
+    kind = "training"
+
+    name = models.CharField(max_length=120)
+    dataset = models.ForeignKey(Dataset, null=True, on_delete=models.SET_NULL, related_name="runs")
+    dataset_name = models.CharField(max_length=120, help_text="As it was when the run was made.")
+    base_checkpoint = models.ForeignKey(Checkpoint, null=True, on_delete=models.PROTECT, related_name="runs")
+    parent = models.ForeignKey("self", null=True, blank=True, on_delete=models.SET_NULL, related_name="children", help_text="The run that this one continues.")
+    resume_from = models.ForeignKey(Checkpoint, null=True, blank=True, on_delete=models.PROTECT, related_name="+")
+    manifest_digest = models.CharField(max_length=64, blank=True)
+    clip_count = models.PositiveIntegerField(default=0)
+    versions = models.JSONField(default=dict, blank=True, help_text="Of the program and its libraries, as the trainer reported them.")
+    global_step = models.PositiveIntegerField(default=0)
+    epoch = models.PositiveIntegerField(default=0)
+    latest_loss = models.FloatField(null=True, blank=True)
+    best_validation_loss = models.FloatField(null=True, blank=True)
+    tags = models.CharField(max_length=300, blank=True, help_text="Separated by commas.")
+    notes = models.TextField(blank=True)
+    archived = models.BooleanField(default=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def folder(self) -> Path:
+        return settings.DATA_DIR / "runs" / str(self.id)
+
+    @property
+    def max_train_steps(self) -> int:
+        return self.config["max_train_steps"]
+
+    def apply_event(self, event: Event) -> None:
+        from training_app import services
+
+        services.apply_event(self, event)
+
+
+class TrainingEvent(JobEvent):
+    job = models.ForeignKey(TrainingRun, on_delete=models.CASCADE, related_name="events")
+
+    class Meta(JobEvent.Meta):
+        constraints = [models.UniqueConstraint(fields=["job", "seq"], name="training_event_once")]
+        indexes = [models.Index(fields=["job", "type", "seq"], name="training_event_by_type")]
