@@ -16,6 +16,7 @@ DATA_DIR.mkdir(parents=True, exist_ok=True)
 MEDIA_FOLDERS = ("datasets", "checkpoints", "runs", "generations", "incoming/datasets", "incoming/checkpoints", "cache", "uploads")
 
 DEBUG = ENVIRONMENT.debug
+BUILTINS = True
 
 
 def _secret_key(path: Path) -> str:

@@ -1,0 +1,40 @@
+"""The cast: alice owns, bob is a colleague with things of his own, charlie is a stranger, and root runs the machine."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _own_data_dir(request: pytest.FixtureRequest, settings, tmp_path) -> None:
+    """Database tests write below a folder of their own."""
+    if "db" in request.fixturenames or "transactional_db" in request.fixturenames:
+        settings.DATA_DIR = tmp_path / "data"
+        for name in settings.MEDIA_FOLDERS:
+            (settings.DATA_DIR / name).mkdir(parents=True)
+
+
+@pytest.fixture
+def alice(django_user_model):
+    return django_user_model.objects.create_user("alice", password="alice's password")
+
+
+@pytest.fixture
+def bob(django_user_model):
+    return django_user_model.objects.create_user("bob", password="bob's password")
+
+
+@pytest.fixture
+def charlie(django_user_model):
+    return django_user_model.objects.create_user("charlie", password="charlie's password")
+
+
+@pytest.fixture
+def root(django_user_model):
+    return django_user_model.objects.create_superuser("root", password="root's password")
+
+
+@pytest.fixture
+def alice_client(client, alice):
+    client.force_login(alice)
+    return client
