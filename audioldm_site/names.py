@@ -1,0 +1,16 @@
+"""Names that people give and commands refer to."""
+
+from __future__ import annotations
+
+from django.db.models import QuerySet
+
+
+def free_name(existing: QuerySet, wanted: str) -> str:
+    """`wanted`, or `wanted 2`, `wanted 3` … when rows of that name exist; cut to the field's length."""
+    longest = existing.model._meta.get_field("name").max_length
+    wanted = " ".join(wanted.split())[: longest - 5] or "unnamed"
+    name, number = wanted, 1
+    while existing.filter(name=name).exists():
+        number += 1
+        name = f"{wanted} {number}"
+    return name
