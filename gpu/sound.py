@@ -34,7 +34,7 @@ SILENCE_WINDOW_S = 0.01
 CLIPPED_RUN = 3
 """So many neighbouring samples at full scale are clipping; one or two are the top of a loud wave."""
 CLIPPED_SHARE = 0.001
-DC_OFFSET = 0.02
+DC_OFFSET = 0.05
 NOISE_FLATNESS = 0.6
 NOISE_SPREAD_DB = 3.0
 PLAYABLE_RATE_HZ = 48_000
@@ -277,7 +277,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
