@@ -1,4 +1,4 @@
-"""What the site's commands share: how a result is printed and how a failure ends."""
+"""What all our commands share: one JSON object on request, and faults as words on stderr with exit code 1."""
 
 from __future__ import annotations
 
@@ -8,33 +8,48 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
+from gpu.config import ConfigError
 from gpu.errors import Fault
 
 
 class StudioCommand(BaseCommand):
-    """A command for people and for programs.
+    """Subclasses implement `run(**options)` and return what `--json` prints; `show(result)` says it in words.
 
-    A subclass does its work in `run` and returns plain JSON values; `describe` puts them into words. With `--json` the result alone is
-    printed. An expected failure ends with exit code 1 and `code: words` on stderr.
+    Progress and logs go to stderr, so that stdout holds the result alone. A `Fault` ends the command with exit code 1 and
+    `code: message` on stderr.
     """
 
-    requires_system_checks: list[str] = []
-
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--json", action="store_true", help="Print the result as JSON and nothing else.")
+        parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+        self.add_options(parser)
+
+    def add_options(self, parser: CommandParser) -> None:
+        """The command's own arguments."""
+
+    def run(self, **options: Any) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def show(self, result: dict[str, Any]) -> None:
+        for name, value in result.items():
+            self.stdout.write(f"{name}: {value}")
+
+    def exit_code(self, result: dict[str, Any]) -> int:
+        """1 where a result that can be printed is still a failure."""
+        return 0
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             result = self.run(**options)
-        except Fault as fault:
-            self.stderr.write(f"{fault.code}: {fault.message}", self.style.ERROR)
+        except ConfigError as error:
+            for message in error.errors.values():
+                self.stderr.write(f"{error.code}: {message}")
             sys.exit(1)
-        self.stdout.write(json.dumps(result, ensure_ascii=False, default=str) if options["json"] else self.describe(result))
-
-    def run(self, **options: Any) -> Any:
-        """Do the work and return what happened. Raises Fault for what can be expected to go wrong."""
-        raise NotImplementedError
-
-    def describe(self, result: Any) -> str:
-        """The result for a person, without a final newline."""
-        raise NotImplementedError
+        except Fault as fault:
+            self.stderr.write(f"{fault.code}: {fault.message}")
+            sys.exit(1)
+        if options["json"]:
+            self.stdout.write(json.dumps(result, ensure_ascii=False, default=str))
+        else:
+            self.show(result)
+        if code := self.exit_code(result):
+            sys.exit(code)
