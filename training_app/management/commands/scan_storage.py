@@ -1,0 +1,25 @@
+"""Look through DATA_DIR/incoming for datasets and checkpoints that were dropped there."""
+
+from audioldm_site.management.base import StudioCommand
+from datasets_app import services as datasets
+from training_app import storage
+from training_app.management.commands.import_checkpoint import describe
+
+
+class Command(StudioCommand):
+    help = "Register what lies in DATA_DIR/incoming/{datasets,checkpoints}, and mark checkpoints whose files are gone."
+
+    def run(self, **options):
+        imported, ignored_datasets = datasets.scan_incoming()
+        checkpoints, ignored_checkpoints = storage.scan_checkpoints()
+        return {
+            "datasets": [{"id": str(dataset.pk), "name": dataset.name, "status": dataset.status} for dataset in imported],
+            "checkpoints": [describe(checkpoint) for checkpoint in checkpoints],
+            "ignored": [*ignored_datasets, *ignored_checkpoints],
+        }
+
+    def show(self, result) -> None:
+        for kind in ("datasets", "checkpoints"):
+            self.stdout.write(f"{len(result[kind])} new {kind}" + "".join(f"\n  {item['name']}" for item in result[kind]))
+        for item in result["ignored"]:
+            self.stdout.write(f"left alone: {item['path']}: {item['message']}")
