@@ -13,29 +13,23 @@ from gpu.errors import Fault
 
 
 class StudioCommand(BaseCommand):
-    """Subclasses implement `run(**options)` and return what `--json` prints; `show(result)` says it in words.
+    """Subclasses implement `run(**options)` and return what `--json` prints; `describe(result)` puts it into words.
 
     Progress and logs go to stderr, so that stdout holds the result alone. A `Fault` ends the command with exit code 1 and
     `code: message` on stderr.
     """
 
+    requires_system_checks: list[str] = []
+
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-        self.add_options(parser)
-
-    def add_options(self, parser: CommandParser) -> None:
-        """The command's own arguments."""
 
     def run(self, **options: Any) -> dict[str, Any]:
         raise NotImplementedError
 
-    def show(self, result: dict[str, Any]) -> None:
-        for name, value in result.items():
-            self.stdout.write(f"{name}: {value}")
-
-    def exit_code(self, result: dict[str, Any]) -> int:
-        """1 where a result that can be printed is still a failure."""
-        return 0
+    def describe(self, result: dict[str, Any]) -> str:
+        """The result for a person."""
+        return "\n".join(f"{name}: {value}" for name, value in result.items())
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
@@ -50,6 +44,4 @@ class StudioCommand(BaseCommand):
         if options["json"]:
             self.stdout.write(json.dumps(result, ensure_ascii=False, default=str))
         else:
-            self.show(result)
-        if code := self.exit_code(result):
-            sys.exit(code)
+            self.stdout.write(self.describe(result))

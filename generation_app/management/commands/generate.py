@@ -19,7 +19,8 @@ from training_app.models import Checkpoint
 class Command(StudioCommand):
     help = "Make sounds from a prompt and wait for them. A running generation worker makes them; without one this command does."
 
-    def add_options(self, parser) -> None:
+    def add_arguments(self, parser) -> None:
+        super().add_arguments(parser)
         parser.add_argument("prompt")
         parser.add_argument("--checkpoint", required=True, help="name or id")
         parser.add_argument("--out", type=Path, help="also copy the sounds into this folder")
@@ -40,13 +41,14 @@ class Command(StudioCommand):
         generation.refresh_from_db()
         if generation.status != Status.SUCCEEDED:
             raise Fault(generation.error_code or "run.stopped", generation.error_detail or "the generation was stopped")
-        return describe(generation, out=out)
+        return generation_facts(generation, out=out)
 
-    def show(self, result) -> None:
+    def describe(self, result) -> str:
+        lines = []
         for waveform in result["waveforms"]:
             score = "" if waveform["clap_score"] is None else f"  CLAP score {waveform['clap_score']:.3f}"
-            self.stdout.write(f"{waveform['path']}{score}")
-        self.stdout.write(f"{result['elapsed_s']:.1f} s")
+            lines.append(f"{waveform['path']}{score}")
+        return "\n".join([*lines, f"{result['elapsed_s']:.1f} s"])
 
 
 def execute(generation: Generation) -> None:
@@ -60,7 +62,7 @@ def execute(generation: Generation) -> None:
     )
 
 
-def describe(generation: Generation, *, out: Path | None = None) -> dict:
+def generation_facts(generation: Generation, *, out: Path | None = None) -> dict:
     """The generation as `--json` prints it; with `out` its sounds are copied there, named by prompt and rank."""
     waveforms = []
     for waveform in generation.waveforms.all():

@@ -19,7 +19,8 @@ class Command(StudioCommand):
         " without one this command executes it (Ctrl-C stops and saves)."
     )
 
-    def add_options(self, parser) -> None:
+    def add_arguments(self, parser) -> None:
+        super().add_arguments(parser)
         parser.add_argument("--dataset", required=True, help="name or id")
         parser.add_argument("--checkpoint", required=True, help="name or id of the checkpoint to start from")
         parser.add_argument("--name", help="of the run")
@@ -44,12 +45,11 @@ class Command(StudioCommand):
         run.refresh_from_db()
         if run.status == Status.FAILED:
             raise Fault(run.error_code, run.error_detail)
-        return describe(run)
+        return run_facts(run)
 
-    def show(self, result) -> None:
-        self.stdout.write(f"{result['name']} ({result['id']}): {result['status']} at step {result['global_step']} of {result['max_train_steps']}")
-        for checkpoint in result["checkpoints"]:
-            self.stdout.write(f"  checkpoint {checkpoint['name']}: {checkpoint['path']}")
+    def describe(self, result) -> str:
+        line = f"{result['name']} ({result['id']}): {result['status']} at step {result['global_step']} of {result['max_train_steps']}"
+        return "\n".join([line, *(f"  checkpoint {item['name']}: {item['path']}" for item in result["checkpoints"])])
 
     def _execute(self, run: TrainingRun) -> None:
         if not lifecycle.claim(run, worker_name=queue.current_worker_name()):
@@ -72,7 +72,7 @@ class Command(StudioCommand):
             self.stderr.write(f"no longer watching; the run goes on. Stop it with: manage.py stop_run {run.pk}")
 
 
-def describe(run: TrainingRun) -> dict:
+def run_facts(run: TrainingRun) -> dict:
     return {
         "id": str(run.pk),
         "name": run.name,

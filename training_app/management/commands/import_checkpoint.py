@@ -12,19 +12,20 @@ from training_app.models import Checkpoint
 class Command(StudioCommand):
     help = "Register a model folder (diffusers layout) as a checkpoint; it is copied into DATA_DIR/checkpoints."
 
-    def add_options(self, parser) -> None:
+    def add_arguments(self, parser) -> None:
+        super().add_arguments(parser)
         parser.add_argument("path", type=Path)
         parser.add_argument("--name")
 
     def run(self, *, path, name, **options):
         checkpoint = storage.register_checkpoint(path, origin=Checkpoint.Origin.IMPORTED, name=name)
-        return describe(checkpoint)
+        return checkpoint_facts(checkpoint)
 
-    def show(self, result) -> None:
-        self.stdout.write(f"{result['name']}: {result['family']}, {filesizeformat(result['size_bytes'])}, licence: {result['licence'] or 'not stated'}")
+    def describe(self, result) -> str:
+        return f"{result['name']}: {result['family']}, {filesizeformat(result['size_bytes'])}, licence: {result['licence'] or 'not stated'}"
 
 
-def describe(checkpoint: Checkpoint) -> dict:
+def checkpoint_facts(checkpoint: Checkpoint) -> dict:
     return {
         "id": str(checkpoint.pk),
         "name": checkpoint.name,

@@ -3,7 +3,7 @@
 from audioldm_site.management.base import StudioCommand
 from datasets_app import services as datasets
 from training_app import storage
-from training_app.management.commands.import_checkpoint import describe
+from training_app.management.commands.import_checkpoint import checkpoint_facts
 
 
 class Command(StudioCommand):
@@ -14,12 +14,12 @@ class Command(StudioCommand):
         checkpoints, ignored_checkpoints = storage.scan_checkpoints()
         return {
             "datasets": [{"id": str(dataset.pk), "name": dataset.name, "status": dataset.status} for dataset in imported],
-            "checkpoints": [describe(checkpoint) for checkpoint in checkpoints],
+            "checkpoints": [checkpoint_facts(checkpoint) for checkpoint in checkpoints],
             "ignored": [*ignored_datasets, *ignored_checkpoints],
         }
 
-    def show(self, result) -> None:
+    def describe(self, result) -> str:
+        lines = []
         for kind in ("datasets", "checkpoints"):
-            self.stdout.write(f"{len(result[kind])} new {kind}" + "".join(f"\n  {item['name']}" for item in result[kind]))
-        for item in result["ignored"]:
-            self.stdout.write(f"left alone: {item['path']}: {item['message']}")
+            lines += [f"{len(result[kind])} new {kind}", *(f"  {item['name']}" for item in result[kind])]
+        return "\n".join([*lines, *(f"left alone: {item['path']}: {item['message']}" for item in result["ignored"])])

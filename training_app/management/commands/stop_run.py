@@ -6,14 +6,15 @@ from audioldm_site.management.base import StudioCommand
 from gpu.errors import Fault
 from training_app import services
 from training_app.lookup import by_name_or_id
-from training_app.management.commands.finetune import describe
+from training_app.management.commands.finetune import run_facts
 from training_app.models import TrainingRun
 
 
 class Command(StudioCommand):
     help = "Stop a run: it saves a checkpoint first, unless --now is given."
 
-    def add_options(self, parser) -> None:
+    def add_arguments(self, parser) -> None:
+        super().add_arguments(parser)
         parser.add_argument("run", help="name or id")
         parser.add_argument("--now", action="store_true", help="do not save what was learned since the last checkpoint")
         parser.add_argument("--wait", type=float, default=60.0, metavar="SECONDS", help="how long to wait for the end (default: 60; 0: not at all)")
@@ -27,7 +28,7 @@ class Command(StudioCommand):
         while run.is_active and time.monotonic() < deadline:
             time.sleep(0.2)
             run.refresh_from_db()
-        return describe(run)
+        return run_facts(run)
 
-    def show(self, result) -> None:
-        self.stdout.write(f"{result['name']}: {result['status']} at step {result['global_step']}")
+    def describe(self, result) -> str:
+        return f"{result['name']}: {result['status']} at step {result['global_step']}"
