@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-COMMANDS = {"finetune": "gpu.finetune", "generate": "gpu.generate", "inspect": "gpu.pipelines", "pretrain": "gpu.pretrain"}
+COMMANDS = {"finetune": "gpu.finetune", "generate": "gpu.generate", "inspect": "gpu.models", "pretrain": "gpu.pretrain"}
 
 
 def main(argv: list[str]) -> int:
