@@ -14,6 +14,8 @@ BASE_DIR = ROOT
 DATA_DIR = ENVIRONMENT.data_dir
 DATA_DIR.mkdir(parents=True, exist_ok=True)
 MEDIA_FOLDERS = ("datasets", "checkpoints", "runs", "generations", "incoming/datasets", "incoming/checkpoints", "cache", "uploads")
+for _name in MEDIA_FOLDERS:
+    (DATA_DIR / _name).mkdir(parents=True, exist_ok=True)
 
 DEBUG = ENVIRONMENT.debug
 BUILTINS = True

@@ -34,13 +34,7 @@ class Command(StudioCommand):
             values={**given(options, GenerateConfig), "prompt": prompt},
             enqueue=not here,
         )
-        if here:
-            execute(generation)
-        else:
-            follow(generation, until=lambda: not _refreshed(generation).is_active, on_interrupt=lambda: services.request_stop(generation))
-        generation.refresh_from_db()
-        if generation.status != Status.SUCCEEDED:
-            raise Fault(generation.error_code or "run.stopped", generation.error_detail or "the generation was stopped")
+        perform(generation, here=here)
         return generation_facts(generation, out=out)
 
     def describe(self, result) -> str:
@@ -51,15 +45,25 @@ class Command(StudioCommand):
         return "\n".join([*lines, f"{result['elapsed_s']:.1f} s"])
 
 
-def execute(generation: Generation) -> None:
-    """Make the sounds in this process, showing progress."""
-    if not lifecycle.claim(generation, worker_name=queue.current_worker_name()):
-        raise Fault("run.taken", "the generation was taken by a worker at the same moment")
-    execute_here(
-        generation,
-        lambda: tasks.execute_generation(generation, worker_name=queue.current_worker_name()),
-        on_interrupt=lambda: services.request_stop(generation),
-    )
+def perform(generation: Generation, *, here: bool) -> None:
+    """Show the generation until it has ended: executed by this process, or by a worker.
+
+    Raises:
+        Fault: it failed or was stopped.
+    """
+    if here:
+        if not lifecycle.claim(generation, worker_name=queue.current_worker_name()):
+            raise Fault("run.taken", "the generation was taken by a worker at the same moment")
+        execute_here(
+            generation,
+            lambda: tasks.execute_generation(generation, worker_name=queue.current_worker_name()),
+            on_interrupt=lambda: services.request_stop(generation),
+        )
+    else:
+        follow(generation, until=lambda: not _refreshed(generation).is_active, on_interrupt=lambda: services.request_stop(generation))
+    generation.refresh_from_db()
+    if generation.status != Status.SUCCEEDED:
+        raise Fault(generation.error_code or "run.stopped", generation.error_detail or "the generation was stopped")
 
 
 def generation_facts(generation: Generation, *, out: Path | None = None) -> dict:

@@ -1,5 +1,9 @@
 """Fine-tune a checkpoint on a dataset, with a progress bar."""
 
+import sys
+
+from tqdm import tqdm
+
 from audioldm_site.jobs import lifecycle, queue
 from audioldm_site.jobs.models import Status
 from audioldm_site.jobs.terminal import execute_here, follow
@@ -38,10 +42,8 @@ class Command(StudioCommand):
             name=name,
             enqueue=not here,
         )
-        if here:
-            self._execute(run)
-        elif not detach:
-            self._watch(run)
+        if not detach:
+            perform(run, here=here)
         run.refresh_from_db()
         if run.status == Status.FAILED:
             raise Fault(run.error_code, run.error_detail)
@@ -51,7 +53,10 @@ class Command(StudioCommand):
         line = f"{result['name']} ({result['id']}): {result['status']} at step {result['global_step']} of {result['max_train_steps']}"
         return "\n".join([line, *(f"  checkpoint {item['name']}: {item['path']}" for item in result["checkpoints"])])
 
-    def _execute(self, run: TrainingRun) -> None:
+
+def perform(run: TrainingRun, *, here: bool) -> None:
+    """Show the run until it has ended: executed by this process, or by a worker (then Ctrl-C only stops watching)."""
+    if here:
         if not lifecycle.claim(run, worker_name=queue.current_worker_name()):
             raise Fault("run.taken", f"{run.name} was taken by a worker at the same moment")
         execute_here(
@@ -59,17 +64,17 @@ class Command(StudioCommand):
             lambda: tasks.execute_run(run, worker_name=queue.current_worker_name()),
             on_interrupt=lambda: services.request_stop(run),
         )
+        return
 
-    def _watch(self, run: TrainingRun) -> None:
-        def ended() -> bool:
-            run.refresh_from_db(fields=["status"])
-            return not run.is_active
+    def ended() -> bool:
+        run.refresh_from_db(fields=["status"])
+        return not run.is_active
 
-        self.stderr.write(f"in line for the training worker: {run.pk}")
-        try:
-            follow(run, until=ended)
-        except KeyboardInterrupt:
-            self.stderr.write(f"no longer watching; the run goes on. Stop it with: manage.py stop_run {run.pk}")
+    tqdm.write(f"in line for the training worker: {run.pk}", file=sys.stderr)
+    try:
+        follow(run, until=ended)
+    except KeyboardInterrupt:
+        tqdm.write(f"no longer watching; the run goes on. Stop it with: manage.py stop_run {run.pk}", file=sys.stderr)
 
 
 def run_facts(run: TrainingRun) -> dict:
