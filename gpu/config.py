@@ -267,6 +267,11 @@ class GenerateJob:
         return cls(**{**raw, "config": GenerateConfig.parse(raw["config"]), "model": ModelRef(**raw["model"])})
 
 
+def plain(number: float) -> str:
+    """A limit as people write it: 4294967295 and not 4.29497e+09."""
+    return str(int(number)) if float(number).is_integer() else f"{number:g}"
+
+
 def _coerce(parameter: Parameter, value: Any) -> Any:
     name = parameter.name
     try:
@@ -277,9 +282,9 @@ def _coerce(parameter: Parameter, value: Any) -> Any:
     if parameter.choices and parsed not in parameter.choices:
         raise ValueError(f"{name} ({parsed!r}) must be one of {', '.join(parameter.choices)}")
     if parameter.minimum is not None and parsed < parameter.minimum:
-        raise ValueError(f"{name} ({parsed}) must be at least {parameter.minimum:g}")
+        raise ValueError(f"{name} ({parsed}) must be at least {plain(parameter.minimum)}")
     if parameter.maximum is not None and parsed > parameter.maximum:
-        raise ValueError(f"{name} ({parsed}) must be at most {parameter.maximum:g}")
+        raise ValueError(f"{name} ({parsed}) must be at most {plain(parameter.maximum)}")
     return parsed
 
 
