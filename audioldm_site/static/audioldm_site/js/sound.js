@@ -1,0 +1,74 @@
+/* [data-sound]: a play button and a waveform to seek in. Works for elements that arrive later, too. */
+import { clock } from "./format.js";
+import { player } from "./sound_player.js";
+import { paintPlayed } from "./waveform.js";
+
+/** @typedef {import("./sound_player.js").Sound} Sound */
+
+/** @param {HTMLElement} element @returns {Sound} */
+function soundOf(element) {
+  return { src: element.dataset.src ?? "", title: element.dataset.title ?? "", gain: element.dataset.gain ? Number(element.dataset.gain) : 1 };
+}
+
+/** @param {Element} element @returns {number} */
+function durationOf(element) {
+  return player.state.duration_s || Number(/** @type {HTMLElement} */ (element).dataset.duration ?? 0);
+}
+
+document.addEventListener("click", (event) => {
+  if (!(event.target instanceof Element)) return;
+  const element = /** @type {HTMLElement | null} */ (event.target.closest("[data-sound]"));
+  if (!element) return;
+  const wave = event.target.closest("[data-wave]");
+  if (event.target.closest(".play")) {
+    player.toggle(soundOf(element));
+  } else if (wave) {
+    const box = wave.getBoundingClientRect();
+    const share = Math.min(Math.max((event.clientX - box.left) / box.width, 0), 1);
+    const same = player.state.sound?.src === element.dataset.src;
+    player.play(soundOf(element), { at_s: share * (same ? durationOf(element) : Number(element.dataset.duration ?? 0)) });
+  }
+});
+
+document.addEventListener("keydown", (event) => {
+  const target = event.target instanceof Element ? event.target : document.body;
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === " " && !target.closest("input, select, textarea, button, a, summary, audio, [role=button], [contenteditable]")) {
+    if (!player.state.sound) return;
+    event.preventDefault();
+    player.toggle();
+  }
+  const wave = target.closest("[data-wave][role=slider]");
+  if (wave && (event.key === "ArrowLeft" || event.key === "ArrowRight")) {
+    const element = /** @type {HTMLElement} */ (wave.closest("[data-sound]"));
+    const same = player.state.sound?.src === element.dataset.src;
+    const step = durationOf(element) / 20;
+    const from = same ? player.state.position_s : 0;
+    event.preventDefault();
+    player.play(soundOf(element), { at_s: Math.max(0, from + (event.key === "ArrowLeft" ? -step : step)) });
+  }
+});
+
+/** @type {Set<HTMLElement>} */
+let shown = new Set();
+
+player.subscribe(() => {
+  const { sound, playing, position_s, failed } = player.state;
+  const now = /** @type {Set<HTMLElement>} */ (new Set(sound ? document.querySelectorAll(`[data-sound][data-src="${CSS.escape(sound.src)}"]`) : []));
+  for (const element of shown) if (!now.has(element)) draw(element, { playing: false, position_s: 0, failed: false });
+  for (const element of now) draw(element, { playing, position_s, failed });
+  shown = now;
+});
+
+/** @param {HTMLElement} element @param {{playing: boolean, position_s: number, failed: boolean}} state */
+function draw(element, { playing, position_s, failed }) {
+  const duration_s = position_s ? durationOf(element) : Number(element.dataset.duration ?? 0);
+  element.classList.toggle("is-playing", playing);
+  const svg = element.querySelector("[data-wave] svg");
+  if (svg instanceof SVGSVGElement) paintPlayed(svg, duration_s ? position_s / duration_s : 0);
+  const time = element.querySelector("[data-sound-time]");
+  if (time) time.textContent = failed ? "cannot play" : position_s ? clock(position_s) : length(duration_s);
+}
+
+/** @param {number} duration_s */
+const length = (duration_s) => (duration_s ? `${Number(duration_s.toFixed(2))} s` : "");

@@ -1,0 +1,8 @@
+/* What every page can do. Each behaviour finds its elements by data-*. */
+import "./confirm.js";
+import "./copy.js";
+import "./autosubmit.js";
+import "./dock.js";
+import "./moments.js";
+import "./refresh.js";
+import "./sound.js";
