@@ -11,6 +11,7 @@ Exit codes: 0 finished, 3 stopped on request, 1 failed (the last event says why)
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 COMMANDS = {"finetune": "gpu.finetune", "generate": "gpu.generate", "inspect": "gpu.models", "pretrain": "gpu.pretrain"}
@@ -20,6 +21,8 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] not in COMMANDS:
         print(__doc__, file=sys.stderr)
         return 0 if argv[:1] in (["-h"], ["--help"]) else 2
+    # Waiting threads sleep instead of spinning: on a machine that is shared, two to four times faster. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Imported on demand: `--help` and the light half must not load torch.
     return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
 

@@ -1,0 +1,132 @@
+"""Everything that depends on the machine: which device, which precision, how much memory, and what its failures mean."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import platform
+import traceback
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Any
+
+import psutil
+import torch
+
+from gpu.errors import Fault
+
+PACKAGES = ("torch", "diffusers", "transformers", "pytorch-lightning", "peft", "safetensors")
+# Latent values (per CFG half) that go through the UNet together: 8 candidates of 10.24 s of the published models.
+LATENTS_AT_ONCE = 8 * 8 * 256 * 16
+
+
+def choose_device() -> torch.device:
+    """The first GPU, else the processor."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def prepare_device(device: torch.device) -> None:
+    """Settle what would otherwise differ from call to call. The same seed must give the same sound."""
+    if device.type == "cuda":
+        # cuBLAS reads it at its first use; without it some sums are taken in the order that threads finish.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        torch.set_float32_matmul_precision("high")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def training_precision(mixed_precision: str, device: torch.device) -> str:
+    """Lightning's word for `mixed_precision` (auto, no, bf16, fp16) on this device.
+
+    Raises:
+        Fault: `config.precision_needs_gpu`.
+    """
+    if mixed_precision in ("bf16", "fp16"):
+        if device.type != "cuda":
+            raise Fault("config.precision_needs_gpu", f"mixed_precision ({mixed_precision}) needs a GPU, this machine trains on {device.type}: choose auto or no")
+        return f"{mixed_precision.replace('fp16', '16')}-mixed"
+    if mixed_precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16-mixed"
+    return "32-true"
+
+
+def candidates_at_once(num_latents: int, device: torch.device) -> int:
+    """How many candidates go through the UNet together.
+
+    It depends on the shape alone, never on what memory happens to be free: another batch size rounds differently. On a processor
+    a batch saves nothing (its time is linear), and alone each candidate has the same bytes however many were asked for.
+
+    Args:
+        num_latents: C * H * W of one candidate.
+    """
+    return max(1, LATENTS_AT_ONCE // num_latents) if device.type == "cuda" else 1
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """What a sound or a run was made with."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def usage(device: torch.device) -> dict[str, float]:
+    """What a progress event says of the machine; what cannot be known is absent."""
+    facts: dict[str, float] = {"memory_bytes": psutil.Process().memory_info().rss}
+    if device.type == "cuda":
+        facts["gpu_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+        facts.update(_nvml_usage(device.index or 0))
+    return facts
+
+
+def fault_of(error: BaseException) -> Fault:
+    """What an exception means to the user: memory, disk, or a mistake of ours (`internal`)."""
+    if isinstance(error, Fault):
+        return error
+    text = str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text:
+        return Fault("memory.exhausted", f"out of memory: {text.splitlines()[0] if text else type(error).__name__}", operator=True)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Fault("disk.full", f"no space left on the disk of {error.filename or 'the data folder'}", operator=True)
+    return Fault("internal", traceback.format_exception_only(error)[-1].strip(), operator=True)
+
+
+@lru_cache
+def _processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+@lru_cache
+def _nvml() -> Any:
+    """The driver's monitoring library, or None where it is not to be had."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # absent package, absent driver, forbidden in the container: a figure less, not a failure
+        return None
+    return pynvml
+
+
+def _nvml_usage(index: int) -> dict[str, float]:
+    nvml = _nvml()
+    if nvml is None:
+        return {}
+    try:
+        # By UUID: CUDA_VISIBLE_DEVICES renumbers the devices for torch, but not for the driver.
+        handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
+        return {
+            "gpu_utilization": nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
+            "temperature_c": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+        }
+    except nvml.NVMLError:
+        return {}
