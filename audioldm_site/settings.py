@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import warnings
 from pathlib import Path
 
 from audioldm_site.environment import ROOT, Environment, database
@@ -54,9 +55,10 @@ INSTALLED_APPS = [
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
     "channels",
-    "django_q",
+    # Before django_q, whose `qcluster` command it replaces.
     "audioldm_site",
     "audioldm_site.jobs",
+    "django_q",
     "datasets_app",
     "training_app",
     "generation_app",
@@ -97,6 +99,27 @@ TEMPLATES = [
 
 DATABASES = {"default": database(ENVIRONMENT.database_url, data_dir=DATA_DIR)}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# django-q2 delivers; audioldm_site.jobs.cluster runs it. Which queue a process works on comes from Q_CLUSTER_NAME.
+Q_CLUSTER = {
+    "name": "studio",
+    "orm": "default",
+    "broker_class": "audioldm_site.jobs.broker.LeaseBroker",
+    "workers": 1,
+    "queue_limit": 1,
+    "bulk": 1,
+    # Never: a worker keeps its last pipeline warm.
+    "recycle": 0,
+    "timeout": None,
+    "ack_failures": True,
+    "poll": 0.2,
+    "save_limit": 250,
+    "scheduler": False,
+    "label": "Queue",
+    "ALT_CLUSTERS": {"training": {}, "generation": {}, "datasets": {}},
+}
+# It asks for a timeout shorter than its retry; the lease takes the place of both.
+warnings.filterwarnings("ignore", message="Retry and timeout are misconfigured")
 
 CHANNEL_LAYERS = {
     "default": {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer", "CONFIG": {"hosts": [ENVIRONMENT.redis_url]}}
