@@ -338,7 +338,7 @@ def _end(job: Job, row: Job, event: Event) -> None:
         put_back(job, blameless=True)
 
 
-def _say(job: Job, type: str, /, **data) -> None:
+def _say(job: Job, event_type: str, /, **data) -> None:
     """Append one event in the job's name: to the file first, then as a row. Its own process must be gone.
 
     A full disk must not keep a job from ending: then the row alone says it, and `resync` repeats it in the file.
@@ -347,11 +347,11 @@ def _say(job: Job, type: str, /, **data) -> None:
     try:
         _restore_file(job)
         with EventWriter(job.folder, attempt=job.attempt) as writer:
-            writer.write(type, **data)
+            writer.write(event_type, **data)
         fresh = _fresh(job, EventTail(job.folder, after=job.last_seq).read())
     except OSError:
         log.exception("%s %s: its events file cannot be written", job.kind, job.pk)
-        fresh = [Event(seq=job.last_seq + 1, attempt=job.attempt, type=type, at=timezone.now().isoformat(timespec="milliseconds"), data=data)]
+        fresh = [Event(seq=job.last_seq + 1, attempt=job.attempt, type=event_type, at=timezone.now().isoformat(timespec="milliseconds"), data=data)]
     _insert(job, fresh)
     type(job).objects.filter(pk=job.pk).update(last_seq=fresh[-1].seq)
     job.last_seq = fresh[-1].seq
