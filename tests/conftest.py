@@ -14,7 +14,7 @@ hypothesis_settings.load_profile("studio")
 @pytest.fixture(autouse=True)
 def _own_data_dir(request: pytest.FixtureRequest, settings, tmp_path) -> None:
     """Database tests write below a folder of their own."""
-    if "db" in request.fixturenames or "transactional_db" in request.fixturenames:
+    if request.node.get_closest_marker("django_db") or {"db", "transactional_db"} & set(request.fixturenames):
         settings.DATA_DIR = tmp_path / "data"
         for name in settings.MEDIA_FOLDERS:
             (settings.DATA_DIR / name).mkdir(parents=True)

@@ -109,7 +109,7 @@ def demo_dataset() -> Dataset:
     dataset = Dataset.objects.filter(name="demo").first()
     if dataset is None:
         source = settings.BASE_DIR / "datasets_app" / "builtin" / "demo.zip"
-        dataset = datasets.import_dataset(datasets.create_dataset(source=source, name="demo", owner=None, origin=Origin.BUILTIN, enqueue=False))
+        dataset = datasets.import_inline(source=source, name="demo", origin=Origin.BUILTIN)
     return dataset
 
 
