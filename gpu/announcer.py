@@ -26,7 +26,7 @@ class Announcer:
         self._stage: str | None = None
 
     def say(self, type: str, /, **data: Any) -> Event:
-        """Write an event at once, after the last progress that was held back."""
+        """Write an event at once, after the last progress that was held back. Waiting that was held back is over."""
         self.flush()
         self._stage = None
         return self.events.write(type, **data)
@@ -42,11 +42,12 @@ class Announcer:
         self._stage = stage
 
     def flush(self) -> None:
-        """Write what was held back."""
+        """Write the progress that was held back."""
         if self._held_back:
             type, data = self._held_back
             self._held_back = None
-            self.events.write(type, **data)
+            if type == PROGRESS:
+                self.events.write(type, **data)
 
     def _say_or_hold(self, type: str, data: dict[str, Any], *, new: bool) -> None:
         now = time.monotonic()

@@ -39,7 +39,7 @@ class TensorCache:
             return self._kept[key]
         try:
             with safetensors.safe_open(self._path(key), framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
                 whole = (file.metadata() or {}).get("sha256") == _checksum(tensors)
         except (OSError, safetensors.SafetensorError):
             return None
@@ -59,7 +59,7 @@ class TensorCache:
         temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
         try:
             save_file(tensors, temporary, metadata={"sha256": _checksum(tensors)})
-            os.replace(temporary, path)
+            temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -96,7 +96,7 @@ def model_digest(folder: Path, *, memo: Path | None = None) -> str:
             note.parent.mkdir(parents=True, exist_ok=True)
             temporary = note.with_name(f".tmp-{note.name}-{os.getpid()}")
             temporary.write_text(digest, encoding="ascii")
-            os.replace(temporary, note)
+            temporary.replace(note)
     return digest
 
 

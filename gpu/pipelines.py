@@ -152,8 +152,7 @@ def apply_weights(unet: nn.Module, folder: Path, *, base_sha256: str = "") -> Ch
         Fault: `checkpoint.corrupt`, `checkpoint.incomplete`; `checkpoint.mismatch`, it was trained on another base model.
     """
     facts = verify_checkpoint(folder, only=(UNET_FILE, LORA_FILE))
-    if base_sha256 and facts.base_sha256 and facts.base_sha256 != base_sha256:
-        raise Fault("checkpoint.mismatch", f"{folder} was trained on a model with SHA-256 {facts.base_sha256[:12]}…, not on this one ({base_sha256[:12]}…)")
+    require_base(facts, base_sha256, folder)
     try:
         if UNET_FILE in facts.files:
             unet.load_state_dict(load_file(folder / UNET_FILE))
@@ -166,6 +165,12 @@ def apply_weights(unet: nn.Module, folder: Path, *, base_sha256: str = "") -> Ch
         raise Fault("checkpoint.mismatch", f"{folder} does not fit the model below it: {str(error).splitlines()[0]}") from error
     unet.eval().requires_grad_(False)
     return facts
+
+
+def require_base(facts: CheckpointFacts, base_sha256: str, folder: Path) -> None:
+    """Raises Fault `checkpoint.mismatch` when `folder` was trained on another whole model than the one with this digest."""
+    if base_sha256 and facts.base_sha256 and facts.base_sha256 != base_sha256:
+        raise Fault("checkpoint.mismatch", f"{folder} was trained on a model with SHA-256 {facts.base_sha256[:12]}…, not on this one ({base_sha256[:12]}…)")
 
 
 def encode(loaded: LoadedPipeline, prompts: list[str]) -> Embeds:
