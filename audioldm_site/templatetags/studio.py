@@ -14,10 +14,17 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.timesince import timesince
 
+from audioldm_site.jobs.queue import workers_alive
+
 register = template.Library()
 
 MAX_BARS = 200
 DASH = "–"
+QUEUE_WORDS = {
+    "training": ("No training worker is running", "New runs wait in line until there is one."),
+    "generation": ("No generation worker is running", "Sounds that you ask for wait in line until there is one."),
+    "datasets": ("No worker for datasets is running", "Uploads and scans wait until there is one."),
+}
 
 
 @register.simple_tag
@@ -174,7 +181,39 @@ def item(mapping: Any, key: Any) -> Any:
     return mapping.get(key) if hasattr(mapping, "get") else None
 
 
+@register.simple_tag
+def chart_line(values: Sequence[float | None]) -> SafeString | str:
+    """A plain curve for readers without JavaScript."""
+    known = [value for value in values if value is not None]
+    if len(known) < 2 or min(known) == max(known):
+        return ""
+    low, high = min(known), max(known)
+    points = " ".join(f"{300 * index / (len(known) - 1):.1f},{58 - 56 * (value - low) / (high - low):.1f}" for index, value in enumerate(known))
+    return format_html(
+        '<svg class="chart-line" viewBox="0 0 300 60" preserveAspectRatio="none" role="img" aria-label="{} to {}"><polyline points="{}"></polyline></svg>',
+        figure(known[0]), figure(known[-1]), points,
+    )
+
+
 @register.filter
 def tag_list(value: str) -> list[str]:
     """The tags of a comma-separated field."""
     return [tag.strip() for tag in (value or "").split(",") if tag.strip()]
+
+
+
+@register.inclusion_tag("components/worker_banner.html")
+def worker_banner(queue_name: str, alive: bool | None = None) -> dict[str, Any]:
+    """A warning while nobody works on that queue; one query where the page does not know `alive`."""
+    title, text = QUEUE_WORDS[queue_name]
+    return {"title": title, "text": text, "alive": workers_alive(queue_name) if alive is None else alive}
+
+
+@register.inclusion_tag("components/sort_heading.html", takes_context=True)
+def sort_heading(context: dict[str, Any], key: str, label: str, css: str = "") -> dict[str, Any]:
+    """A table heading that sorts by `?sort=key`, the other way round at the second click."""
+    current = context.get("sort") or "-created"
+    is_current = current.lstrip("-") == key
+    descending = current.startswith("-") if is_current else key == "name"
+    order = ("descending" if descending else "ascending") if is_current else ""
+    return {"request": context["request"], "label": label, "css": css, "next": key if descending else f"-{key}", "order": order}

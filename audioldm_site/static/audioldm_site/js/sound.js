@@ -66,6 +66,11 @@ function draw(element, { playing, position_s, failed }) {
   element.classList.toggle("is-playing", playing);
   const svg = element.querySelector("[data-wave] svg");
   if (svg instanceof SVGSVGElement) paintPlayed(svg, duration_s ? position_s / duration_s : 0);
+  const playhead = element.querySelector("[data-playhead]");
+  if (playhead instanceof HTMLElement) {
+    playhead.style.left = `${duration_s ? (100 * position_s) / duration_s : 0}%`;
+    playhead.classList.toggle("is-set", position_s > 0);
+  }
   const time = element.querySelector("[data-sound-time]");
   if (time) time.textContent = failed ? "cannot play" : position_s ? clock(position_s) : length(duration_s);
 }

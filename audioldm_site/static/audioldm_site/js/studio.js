@@ -4,5 +4,6 @@ import "./copy.js";
 import "./autosubmit.js";
 import "./dock.js";
 import "./moments.js";
+import "./quiet_forms.js";
 import "./refresh.js";
 import "./sound.js";

@@ -1,0 +1,191 @@
+"""What pages read about runs and checkpoints. Every function costs a fixed number of queries."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from django.core.paginator import Page, Paginator
+from django.db.models import Count, F, OuterRef, Q, QuerySet, Subquery, Window
+from django.db.models.functions import RowNumber
+from django.shortcuts import get_object_or_404
+
+from audioldm_site.jobs.models import Status
+from gpu.events import CHECKPOINT, PROGRESS, SAMPLE, STARTED, VALIDATED, WAITING
+from training_app.models import Checkpoint, TrainingEvent, TrainingRun
+
+RUNS_PER_PAGE = 20
+CHECKPOINTS_PER_PAGE = 25
+CHART_POINTS = 1_500
+LOG_EVENTS = 200
+LOG_TAIL_BYTES = 16_000
+EVENT_BATCH = 500
+SERIES = ("step", "loss", "loss_smooth", "learning_rate", "grad_norm", "clips_per_second")
+RUN_ORDERS = {
+    "-created": ("-created_at",),
+    "created": ("created_at",),
+    "name": ("name", "-created_at"),
+    "-name": ("-name", "-created_at"),
+    "loss": (F("latest_loss").asc(nulls_last=True), "-created_at"),
+    "-loss": (F("latest_loss").desc(nulls_last=True), "-created_at"),
+    "validation": (F("best_validation_loss").asc(nulls_last=True), "-created_at"),
+    "-validation": (F("best_validation_loss").desc(nulls_last=True), "-created_at"),
+    "step": ("global_step", "-created_at"),
+    "-step": ("-global_step", "-created_at"),
+}
+
+
+def run_page(user, *, query: str = "", status: str = "", sort: str = "", archived: bool = False, page: str | int | None = 1) -> Page:
+    """One page of the runs that `user` may see. `query` looks in names, tags, notes and dataset names."""
+    runs = TrainingRun.objects.visible_to(user).filter(archived=archived).select_related("base_checkpoint", "owner")
+    for word in query.split():
+        runs = runs.filter(Q(name__icontains=word) | Q(tags__icontains=word) | Q(notes__icontains=word) | Q(dataset_name__icontains=word))
+    if status in Status.values:
+        runs = runs.filter(status=status)
+    runs = runs.order_by(*RUN_ORDERS.get(sort, RUN_ORDERS["-created"]))
+    return Paginator(runs, RUNS_PER_PAGE).get_page(page)
+
+
+def running_runs(user) -> list[TrainingRun]:
+    """Runs that a worker has now, each with `latest`: the data of its newest progress or waiting event."""
+    newest = TrainingEvent.objects.filter(job=OuterRef("pk")).order_by("-seq")
+    return list(
+        TrainingRun.objects.visible_to(user)
+        .filter(status=Status.RUNNING)
+        .select_related("base_checkpoint")
+        .annotate(
+            progress=Subquery(newest.filter(type=PROGRESS).values("data")[:1]),
+            newest_type=Subquery(newest.values("type")[:1]),
+            newest_data=Subquery(newest.values("data")[:1]),
+        )
+        .order_by("started_at")
+    )
+
+
+def waiting_runs(user) -> list[TrainingRun]:
+    """The visible runs in line, each with `place`: 1 is next. The runs of others count, unnamed."""
+    places = places_in_line()
+    runs = list(TrainingRun.objects.visible_to(user).in_line().select_related("base_checkpoint"))
+    for run in runs:
+        run.place = places.get(run.pk)
+    return runs
+
+
+def places_in_line() -> dict[uuid.UUID, int]:
+    return {pk: place for place, pk in enumerate(TrainingRun.objects.in_line().values_list("pk", flat=True), start=1)}
+
+
+def visible_run(user, pk: uuid.UUID) -> TrainingRun:
+    """Raises Http404 for a stranger's run."""
+    runs = TrainingRun.objects.visible_to(user).select_related("dataset", "base_checkpoint", "parent", "resume_from", "owner")
+    return get_object_or_404(runs, pk=pk)
+
+
+def run_checkpoints(run: TrainingRun) -> list[Checkpoint]:
+    return list(run.checkpoints.order_by("-global_step"))
+
+
+def run_snapshot(run: TrainingRun) -> dict[str, Any]:
+    """The run at event `run.last_seq`, in the shape that js/run_state.js continues from; at most CHART_POINTS of progress.
+
+    What an earlier attempt said about steps after the one that a later attempt resumed from is history, and left out.
+    """
+    events = run.events.filter(seq__lte=run.last_seq)
+    told = list(events.filter(type__in=[STARTED, VALIDATED, SAMPLE, CHECKPOINT]).order_by("seq"))
+    started = [event for event in told if event.type == STARTED]
+    resumed_at = [(event.attempt, event.data.get("step") or 0) for event in started]
+
+    def holds(event: TrainingEvent) -> bool:
+        step = event.data.get("step")
+        return step is not None and all(event.attempt >= attempt or step <= resumed for attempt, resumed in resumed_at)
+
+    progress = [event for event in _thinned(events.filter(type=PROGRESS)) if holds(event)]
+    latest = progress[-1] if progress else None
+    newest = events.order_by("-seq").first()
+    return {
+        "seq": run.last_seq,
+        "attempt": run.attempt,
+        "status": run.status,
+        "step": run.global_step,
+        "max_steps": run.config.get("max_train_steps"),
+        "epoch": run.epoch,
+        "started": started[-1].data if started else None,
+        "latest": {**latest.data, "at": latest.at.isoformat()} if latest else None,
+        "waiting": newest.data if newest and newest.type == WAITING else None,
+        "progress": {name: [event.data.get(name) for event in progress] for name in SERIES},
+        "validations": [event.data for event in told if event.type == VALIDATED and holds(event)],
+        "samples": list({(event.data["step"], event.data["index"]): event.data for event in told if event.type == SAMPLE and holds(event)}.values()),
+        "checkpoints": [event.data["step"] for event in told if event.type == CHECKPOINT],
+        "error": {"code": run.error_code, "detail": run.error_detail} if run.error_code else None,
+    }
+
+
+def sample_rows(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sounds of a run by prompt, each prompt's takes from the first step to the last."""
+    rows: dict[int, dict[str, Any]] = {}
+    for sample in sorted(samples, key=lambda sample: (sample["index"], sample["step"])):
+        rows.setdefault(sample["index"], {"prompt": sample["prompt"], "takes": []})["takes"].append(sample)
+    return list(rows.values())
+
+
+def run_log(run: TrainingRun) -> list[TrainingEvent]:
+    """What happened, newest first, without the ticking of progress."""
+    return list(run.events.filter(seq__lte=run.last_seq).exclude(type__in=[PROGRESS, WAITING]).order_by("-seq").defer("job")[:LOG_EVENTS])
+
+
+def events_after(run: TrainingRun, seq: int) -> list[dict[str, Any]]:
+    """The next batch of events, for a page whose socket cannot connect."""
+    return [event.as_message() for event in run.events.filter(seq__gt=seq).order_by("seq")[:EVENT_BATCH]]
+
+
+def log_tail(run: TrainingRun) -> str:
+    """The end of the run's log.txt; "" when there is none."""
+    try:
+        with open(run.folder / "log.txt", "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - LOG_TAIL_BYTES))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    return text.partition("\n")[2] if size > LOG_TAIL_BYTES else text
+
+
+def checkpoint_page(user, *, query: str = "", origin: str = "", page: str | int | None = 1) -> Page:
+    """One page of the checkpoints that `user` may see, each with `generation_count` and `run_count`."""
+    checkpoints = (
+        Checkpoint.objects.visible_to(user)
+        .filter(retired=False)
+        .select_related("run", "base")
+        .annotate(generation_count=Count("generations", distinct=True), run_count=Count("runs", distinct=True))
+    )
+    for word in query.split():
+        checkpoints = checkpoints.filter(Q(name__icontains=word) | Q(notes__icontains=word) | Q(run__name__icontains=word))
+    if origin in Checkpoint.Origin.values:
+        checkpoints = checkpoints.filter(origin=origin)
+    return Paginator(checkpoints, CHECKPOINTS_PER_PAGE).get_page(page)
+
+
+def visible_checkpoint(user, pk: uuid.UUID) -> Checkpoint:
+    """Raises Http404 for a stranger's checkpoint."""
+    return get_object_or_404(Checkpoint.objects.visible_to(user).select_related("run__dataset", "base", "owner"), pk=pk)
+
+
+def usable_checkpoints(user) -> QuerySet[Checkpoint]:
+    """Checkpoints to choose from in a form, whole models first, then the newest."""
+    return Checkpoint.objects.visible_to(user).usable().order_by("format", "-created_at")
+
+
+def descendants(user, checkpoint: Checkpoint) -> list[TrainingRun]:
+    """Visible runs that started from this checkpoint, the newest first."""
+    return list(TrainingRun.objects.visible_to(user).filter(Q(base_checkpoint=checkpoint) | Q(resume_from=checkpoint)).order_by("-created_at")[:20])
+
+
+def _thinned(events: QuerySet[TrainingEvent]) -> list[TrainingEvent]:
+    """At most CHART_POINTS of the events, evenly spaced, and always the newest."""
+    count = events.count()
+    stride = -(-count // CHART_POINTS) if count > CHART_POINTS else 1
+    if stride == 1:
+        return list(events.order_by("seq"))
+    # Counted from the newest, so that it is always among them.
+    rows = events.annotate(row=Window(RowNumber(), order_by=F("seq").asc()))
+    return list(rows.annotate(turn=F("row") % stride).filter(turn=count % stride).order_by("seq"))
