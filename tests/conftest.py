@@ -44,3 +44,23 @@ def root(django_user_model):
 def alice_client(client, alice):
     client.force_login(alice)
     return client
+
+
+@pytest.fixture
+def dataset(db, tmp_path, alice):
+    """Alice's ten tones, imported."""
+    from datasets_app import services
+    from datasets_app.models import Origin
+    from tests.factories import write_dataset_zip
+
+    return services.import_inline(source=write_dataset_zip(tmp_path / "tones.zip"), owner=alice, origin=Origin.UPLOADED)
+
+
+@pytest.fixture
+def checkpoint(db):
+    """The tiny model, registered for everybody."""
+    from tests.factories import tiny_model
+    from training_app import storage
+    from training_app.models import Checkpoint
+
+    return storage.register_checkpoint(tiny_model(), origin=Checkpoint.Origin.IMPORTED, name="tiny")
