@@ -54,7 +54,8 @@ class Environment:
             port=_integer(env, "PORT", 8000, minimum=1, maximum=65535),
             debug=_boolean(env, "DEBUG", False),
             secret_key=env.get("SECRET_KEY", ""),
-            allowed_hosts=_list(env, "ALLOWED_HOSTS", [*LOCAL_HOSTS] if host in LOCAL_HOSTS else ["*"]),
+            # This machine may always ask: health checks do.
+            allowed_hosts=[*_list(env, "ALLOWED_HOSTS", [] if host in LOCAL_HOSTS else ["*"]), "127.0.0.1", "localhost", "[::1]"],
             trusted_origins=_list(env, "CSRF_TRUSTED_ORIGINS", []),
             behind_https_proxy=_boolean(env, "BEHIND_HTTPS_PROXY", False),
             database_url=env.get("DATABASE_URL", ""),

@@ -149,4 +149,6 @@ LOGGING = {
     "formatters": {"plain": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "plain", "stream": sys.stderr}},
     "root": {"handlers": ["console"], "level": ENVIRONMENT.log_level},
+    # They tell of every task and every endpoint; what matters of it is said by the site's own.
+    "loggers": {name: {"level": "DEBUG" if ENVIRONMENT.log_level == "DEBUG" else "WARNING"} for name in ("django-q", "daphne")},
 }

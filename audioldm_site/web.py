@@ -1,0 +1,244 @@
+"""The web process: Daphne, with what it lacks for large files and slow readers. `python -m audioldm_site.web`
+
+- Daphne parses a multipart body in memory before Django or the login sees it (16.9 GB for an upload of 2 GB, from anybody; django/daphne
+  issue 483). Here bodies are spooled to disk, read by Django piece by piece, and beyond `ANONYMOUS_BODY_BYTES` only taken from a session
+  that is logged in.
+- A response is written no faster than its reader takes it: a download, or the past of a long job, does not pile up in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import tempfile
+from functools import partial
+from http.cookies import SimpleCookie
+from io import BytesIO
+
+# Before anything else of Twisted: it installs the reactor.
+from daphne import server as daphne_server  # isort: skip
+from daphne.endpoints import build_endpoint_description_strings
+from daphne.http_protocol import HTTPFactory, WebRequest
+from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
+from twisted.internet import defer, reactor
+
+log = logging.getLogger(__name__)
+
+ANONYMOUS_BODY_BYTES = 64 * 1024 * 1024
+BODY_BYTES = 16 * 1024**3
+CHUNK_BYTES = 64 * 1024
+PING_EVERY_S, PING_TIMEOUT_S = 20, 30
+"""Proxies cut connections that are silent, some after 100 s."""
+CLOSE_S = 3.0
+SERVE_PID = "SERVE_PID"
+
+
+class Gate:
+    """Told by the transport whether its buffer has room (Twisted's push producer); `handle_reply` waits at it."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+        self._open.set()
+        self.wait = self._open.wait
+
+    def pauseProducing(self) -> None:
+        self._open.clear()
+
+    def resumeProducing(self) -> None:
+        self._open.set()
+
+    def stopProducing(self) -> None:
+        self._open.set()
+
+
+class Request(WebRequest):
+    """A request whose body stays on disk and whose response waits for its reader."""
+
+    _parsePOSTFormSubmission = False  # Twisted's own; Django parses forms
+    gate: Gate | None = None
+    body = None
+
+    def gotLength(self, length: int | None) -> None:
+        """The headers are there: decide whether to take the body."""
+        self._taken = 0
+        self._limit = ANONYMOUS_BODY_BYTES
+        super().gotLength(length)
+        if length is None or length > ANONYMOUS_BODY_BYTES:
+            self._refused = False
+            self.channel._networkProducer.pauseProducing()
+            known = asyncio.ensure_future(self._is_logged_in(), loop=asyncio.get_event_loop())
+            known.add_done_callback(lambda done: self._decide(length, is_logged_in=not done.exception() and done.result()))
+
+    def handleContentChunk(self, data: bytes) -> None:
+        self._taken += len(data)
+        if self._taken <= max(self._limit, ANONYMOUS_BODY_BYTES):
+            super().handleContentChunk(data)
+        else:
+            self._refuse()
+
+    def process(self):
+        """Daphne copies the whole body into a queue here; it finds an empty one, and `body` is read by `Server`."""
+        self.body, self.content = self.content, BytesIO()
+        return super().process()
+
+    def handle_reply(self, message: dict) -> None:
+        if message.get("type") == "http.response.start" and self.channel is not None and self.gate is None:
+            self.gate = Gate()
+            self.registerProducer(self.gate, True)
+        super().handle_reply(message)
+
+    def finish(self) -> None:
+        if self.gate is not None:
+            self.unregisterProducer()
+        super().finish()
+        self._close_body()
+
+    def connectionLost(self, reason) -> None:
+        if self.gate is not None:
+            self.gate.stopProducing()
+        super().connectionLost(reason)
+        self._close_body()
+
+    def _close_body(self) -> None:
+        if self.body is not None:
+            self.body.close()
+
+    async def _is_logged_in(self) -> bool:
+        cookies = SimpleCookie(b"; ".join(self.requestHeaders.getRawHeaders(b"cookie", [])).decode("latin-1"))
+        from django.conf import settings
+
+        cookie = cookies.get(settings.SESSION_COOKIE_NAME)
+        return cookie is not None and await asyncio.to_thread(_has_user, cookie.value)
+
+    def _decide(self, length: int | None, *, is_logged_in: bool) -> None:
+        if is_logged_in and (length or 0) <= BODY_BYTES:
+            self._limit = BODY_BYTES
+        elif length is not None:
+            self._refuse()
+        if self.channel is not None:
+            self.channel._networkProducer.resumeProducing()
+
+    def _refuse(self) -> None:
+        if self.channel is not None:
+            self.channel.transport.write(b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            self.channel.loseConnection()
+
+
+class WebSocket(WebSocketProtocol):
+    """A socket to which no more is written than its reader takes."""
+
+    gate: Gate | None = None
+
+    def onOpen(self) -> None:
+        super().onOpen()
+        self.gate = Gate()
+        # The HTTP channel is still registered, from before the upgrade.
+        self.transport.unregisterProducer()
+        self.transport.registerProducer(self.gate, True)
+
+
+class SpoolingHTTPFactory(HTTPFactory):
+    def buildProtocol(self, addr):
+        protocol = super().buildProtocol(addr)
+        protocol.requestFactory = Request
+        return protocol
+
+
+class PacedWebSocketFactory(WebSocketFactory):
+    protocol = WebSocket
+
+
+class Server(daphne_server.Server):
+    def create_application(self, protocol, scope: dict) -> asyncio.Queue | None:
+        """As Daphne's, but an HTTP body comes from its file, a piece whenever the application asks."""
+        inbox: asyncio.Queue = asyncio.Queue()
+        scope.setdefault("asgi", {"version": "3.0"})
+        receive = _body_first(protocol, inbox.get) if scope["type"] == "http" else inbox.get
+        answer = self.application(scope=scope, receive=receive, send=partial(self.handle_reply, protocol))
+        if protocol not in self.connections:
+            return None
+        self.connections[protocol]["application_instance"] = asyncio.ensure_future(answer)
+        return inbox
+
+    async def handle_reply(self, protocol, message: dict) -> None:
+        await super().handle_reply(protocol, message)
+        if protocol.gate is not None:
+            await protocol.gate.wait()
+
+    def kill_all_applications(self):
+        """As Daphne's, which stumbles over connections without a request."""
+        running = [details["application_instance"] for details in self.connections.values() if "application_instance" in details]
+        for application in running:
+            application.cancel()
+        done = defer.Deferred.fromFuture(asyncio.ensure_future(asyncio.wait(running, timeout=CLOSE_S)) if running else _nothing())
+        return done.addErrback(lambda failure: None)
+
+
+def _body_first(protocol: Request, receive):
+    async def read() -> dict:
+        body = protocol.body
+        if body is not None and not body.closed and (chunk := body.read(CHUNK_BYTES)):
+            await asyncio.sleep(0)  # a large body must not hold the loop
+            return {"type": "http.request", "body": chunk, "more_body": True}
+        return await receive()
+
+    return read
+
+
+async def _nothing() -> None:
+    return None
+
+
+def _has_user(session_key: str) -> bool:
+    """Whether a session belongs to somebody who may log in."""
+    from importlib import import_module
+
+    from django.conf import settings
+    from django.contrib.auth import SESSION_KEY, get_user_model
+    from django.db import connection
+
+    try:
+        session = import_module(settings.SESSION_ENGINE).SessionStore(session_key)
+        return get_user_model().objects.filter(pk=session.get(SESSION_KEY), is_active=True).exists()
+    finally:
+        connection.close()
+
+
+def _stop_without_serve(serve_pid: int) -> None:
+    if os.getppid() != serve_pid:
+        log.warning("the process that started this one is gone")
+        reactor.stop()
+    else:
+        reactor.callLater(1.0, _stop_without_serve, serve_pid)
+
+
+def main() -> None:
+    from audioldm_site.asgi import application
+    from django.conf import settings
+
+    # Bodies are spooled where the large files go anyway: /tmp may be small, or memory.
+    spool = settings.DATA_DIR / "uploads"
+    spool.mkdir(exist_ok=True)
+    tempfile.tempdir = str(spool)
+    settings.STATIC_ROOT.mkdir(exist_ok=True)  # empty; WhiteNoise finds the files in their apps
+    # Daphne names its factories itself and offers no other way in.
+    daphne_server.HTTPFactory, daphne_server.WebSocketFactory = SpoolingHTTPFactory, PacedWebSocketFactory
+    if serve_pid := int(os.environ.get(SERVE_PID, 0)):
+        reactor.callLater(1.0, _stop_without_serve, serve_pid)
+    server = Server(
+        application,
+        endpoints=build_endpoint_description_strings(host=settings.ENVIRONMENT.host, port=settings.ENVIRONMENT.port),
+        ping_interval=PING_EVERY_S,
+        ping_timeout=PING_TIMEOUT_S,
+        proxy_forwarded_address_header="X-Forwarded-For" if settings.ENVIRONMENT.behind_https_proxy else None,
+        server_name="studio",
+    )
+    server.run()
+    if not server.listening_addresses:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
