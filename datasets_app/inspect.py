@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,9 +57,11 @@ class Inspection:
     unlisted: int
 
 
-def inspect_source(source: Source, folder: Path) -> Inspection:
+def inspect_source(source: Source, folder: Path, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Inspection:
     """Extract metadata.csv and every sound that it lists into `folder`, and measure them.
 
+    Args:
+        on_progress: told how many of how many sounds have been looked at.
     Raises:
         Fault: the dataset as a whole is refused.
     """
@@ -67,7 +69,11 @@ def inspect_source(source: Source, folder: Path) -> Inspection:
     (folder / METADATA_FILE).write_bytes(content)
     rows, problems = read_metadata(content)
     listed = list(_listed(rows, source, problems))
-    clips = [clip for clip in _measured(listed, source, folder, problems) if clip]
+    clips = []
+    for done, clip in enumerate(_measured(listed, source, folder, problems), start=1):
+        on_progress(done, len(listed))
+        if clip:
+            clips.append(clip)
     if not clips:
         first = f" (line {problems[-1].line}: {problems[-1].message})" if problems else ""
         raise NoUsableClips(f"none of the {len(rows)} rows of {METADATA_FILE} leads to a sound that can be used{first}", problems)
@@ -159,6 +165,7 @@ def _measured(listed: list[tuple[Row, str]], source: Source, folder: Path, probl
                         raise
                     problems.append(_about(row, fault.code, fault.message))
                     (folder / name).unlink(missing_ok=True)
+                    yield None
                     continue
                 waiting.append((row, name, sha256, size_bytes, pool.submit(inspect_sound, folder / name)))
                 if len(waiting) >= MAX_AHEAD:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from django.conf import settings
 from django.db.models import Count, F, Max, Min, Q, QuerySet, Sum, TextField
 from django.db.models.functions import Cast, Coalesce
 
@@ -14,6 +16,7 @@ from datasets_app.models import Clip, Dataset, Split
 
 USABLE = Q(clips__excluded=False) & ~Q(clips__caption="")
 HISTOGRAM_BARS = 24
+PROGRESS_FILE = "progress.json"
 SORTS = {
     "position": ("position",),
     "name": ("original_name", "position"),
@@ -45,6 +48,14 @@ class Totals:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Clips that a running import has measured, of those that metadata.csv lists."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bar:
     """One bar of a histogram: clips from `start_s` up to `end_s`; `height` is 0..100 of the highest."""
 
@@ -52,6 +63,10 @@ class Bar:
     end_s: float
     count: int
     height: float
+
+    @property
+    def top(self) -> float:
+        return 100 - self.height
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +98,14 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
     """A dataset as commands and programs see it."""
     sums = dataset.clips.aggregate(clips=Count("id"), duration_s=Coalesce(Sum("duration_s"), 0.0))
     return {"id": str(dataset.pk), "name": dataset.name, "status": dataset.status, **sums, "problems": dataset.problems}
+
+
+def import_progress(dataset: Dataset) -> Progress | None:
+    """How far a running import is; None while it waits."""
+    try:
+        return Progress(**json.loads((settings.DATA_DIR / "uploads" / str(dataset.pk) / PROGRESS_FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def totals(dataset: Dataset) -> Totals:

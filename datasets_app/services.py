@@ -11,16 +11,18 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import shutil
 import time
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.db import transaction
 
 from audioldm_site.jobs import queue
@@ -29,6 +31,7 @@ from datasets_app.archive import LIMITS, disk_faults, open_source, require_space
 from datasets_app.inspect import EXCLUDED_FLAGS, UNUSABLE_FLAGS, ClipFacts, Inspection, NoUsableClips, clean_caption, inspect_source
 from datasets_app.models import Clip, Dataset, DatasetStatus, Origin, Split
 from datasets_app.problems import as_json
+from datasets_app.selectors import PROGRESS_FILE
 from gpu.errors import Fault
 from gpu.manifest import ManifestClip, folder_digest, sha256_of, write_manifest
 
@@ -37,7 +40,9 @@ log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3
 SETTLED_S = 2.0
 """A file in the incoming folder that changed more recently may still be growing."""
+PROGRESS_EVERY_S = 0.5
 CLIP_BATCH = 500
+ABANDONED_S = 6 * 3600
 MAX_SHARE = 0.9
 IMPORTED_FOLDER = "imported"
 
@@ -228,7 +233,7 @@ def update_dataset(dataset: Dataset, *, name: str | None = None, notes: str | No
     """Change what people wrote about a dataset.
 
     Raises:
-        Fault: the name is empty or taken.
+        Fault: the name is empty or taken, or a text is too long.
     """
     changed = []
     if name is not None and name != dataset.name:
@@ -243,7 +248,10 @@ def update_dataset(dataset: Dataset, *, name: str | None = None, notes: str | No
     if licence is not None:
         dataset.licence = licence.strip()
         changed.append("licence")
-    dataset.full_clean(exclude={"owner", "problems"})
+    try:
+        dataset.full_clean(exclude={"owner", "problems"})
+    except ValidationError as error:
+        raise Fault("dataset.invalid", " ".join(error.messages)) from error
     dataset.save(update_fields=changed)
     return dataset
 
@@ -344,10 +352,25 @@ def _read_source(dataset: Dataset) -> Inspection:
         require_space(settings.DATA_DIR, _bytes_below(upload))
         working.mkdir(parents=True)
         with open_source(upload, label=dataset.source_name, limits=LIMITS) as source:
-            inspection = inspect_source(source, working)
+            inspection = inspect_source(source, working, on_progress=_progress_writer(dataset))
         working.rename(dataset.folder)
     log.info("dataset %s: %d clips read in %.1f s", dataset.name, len(inspection.clips), time.monotonic() - started)
     return inspection
+
+
+def _progress_writer(dataset: Dataset) -> Callable[[int, int], None]:
+    """Keeps a small file for the page that waits; a row would cost a transaction each time."""
+    path, last = _upload_folder(dataset) / PROGRESS_FILE, 0.0
+
+    def write(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PROGRESS_EVERY_S:
+            last = time.monotonic()
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"done": done, "total": total}))
+            temporary.replace(path)
+
+    return write
 
 
 def _publish(dataset: Dataset, inspection: Inspection) -> None:
@@ -449,11 +472,9 @@ def _lock(dataset: Dataset) -> Iterator[bool]:
 def _sweep() -> None:
     """Remove folders that no living import or dataset needs."""
     waiting = {str(pk) for pk in Dataset.objects.filter(status=DatasetStatus.IMPORTING).values_list("pk", flat=True)}
-    for parent, prefix in ((settings.DATA_DIR / "uploads", ""), (settings.DATA_DIR / "datasets", ".tmp-")):
-        for path in parent.glob(f"{prefix}*") if parent.is_dir() else []:
-            idle = time.time() - path.stat().st_mtime > 3600
-            if path.is_dir() and idle and path.name.removeprefix(".tmp-") not in waiting:
-                shutil.rmtree(path, ignore_errors=True)
+    for path in [*(settings.DATA_DIR / "uploads").glob("*"), *(settings.DATA_DIR / "datasets").glob(".tmp-*")]:
+        if path.name.removeprefix(".tmp-") not in waiting and time.time() - path.stat().st_mtime > ABANDONED_S:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _enqueue(dataset: Dataset) -> None:

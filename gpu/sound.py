@@ -227,7 +227,7 @@ def spectrogram_png(path: Path, *, width: int, height: int) -> bytes:
         if not sound.frames:
             raise Fault("clip.empty", f"{path.name} has no samples")
         power = np.stack([_power_at(sound, (column + 0.5) / width, path=path) for column in range(width)])  # [W, F]
-    level = 10 * np.log10(_mel_rows(power, sound.samplerate, height) + 1e-12).T[::-1]  # [H, W], low frequencies at the bottom
+    level = 10 * np.log10(_mel_rows(power, sound.samplerate, height) + 1e-16).T[::-1]  # [H, W], low frequencies at the bottom
     top = max(level.max(), SILENCE_DBFS)
     shade = np.clip((level - top) / SPECTROGRAM_RANGE_DB + 1, 0, 1)
     image = Image.fromarray(np.round(shade * 255).astype(np.uint8)).convert("P")
