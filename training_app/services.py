@@ -62,7 +62,11 @@ def create_run(
         notes=notes,
         tags=tags,
     )
-    return _freeze(run, config, enqueue=enqueue, write_manifest=lambda: datasets.freeze_manifest(dataset, run.folder))
+    run = _freeze(run, config, enqueue=enqueue, write_manifest=lambda: datasets.freeze_manifest(dataset, run.folder))
+    if base_checkpoint.run_id:
+        # Its own run may still be going on: retention must not take away what this one starts from.
+        set_pinned(base_checkpoint, pinned=True)
+    return run
 
 
 def continue_run(run: TrainingRun, *, more_steps: int, owner) -> TrainingRun:

@@ -115,6 +115,14 @@ def test_rows_of_removed_checkpoints_go_unless_something_was_made_from_them(run,
     assert list(run.checkpoints.order_by("global_step").values_list("global_step", "missing")) == [(20, True), (30, False)]
 
 
+def test_a_checkpoint_that_a_run_starts_from_is_kept_by_retention(run, dataset, alice):
+    lifecycle.claim(run, worker_name="w")
+    save_checkpoint(run, 10)
+    services.create_run(owner=alice, dataset=dataset, base_checkpoint=run.checkpoints.get(), values={})
+    assert run.checkpoints.get().pinned
+    assert (run.folder / "pinned").read_text() == "10\n"
+
+
 def test_a_checkpoint_told_twice_is_one_row(run):
     lifecycle.claim(run, worker_name="w")
     save_checkpoint(run, 50)
