@@ -1,0 +1,96 @@
+"""Stage four: the UNet learns to clear noise from latents, and T5, the projection and GPT-2 to tell it from which caption."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AudioLDM2Pipeline
+from torch import Tensor, nn
+
+from gpu.conditioning import encode_prompts
+from gpu.diffusion import denoising_loss, snr, training_target
+from gpu.pretrain.examples import Examples
+from gpu.pretrain.recipe import DiffusionRecipe
+from gpu.pretrain.training import Announce, Ema, Training, set_learning_rate, trapezoid
+from gpu.pretrain.vae import encode
+
+TRAINED_PARTS = ("unet", "text_encoder_2", "projection_model", "language_model")
+
+
+def train_diffusion(
+    recipe: DiffusionRecipe, pipeline: AudioLDM2Pipeline, examples: Examples, folder: Path, *, seed: int, announce: Announce
+) -> None:
+    """Min-SNR weighted error of the scheduler's prediction type; leaves the averaged weights in `pipeline`.
+
+    The VAE, the vocoder and CLAP must be the finished ones. A caption is left out one time in ten, for each example by
+    itself, so that guidance has something to compare with (Ho and Salimans 2022, arXiv:2207.12598).
+    """
+    trained = nn.ModuleDict({name: getattr(pipeline, name) for name in TRAINED_PARTS})
+    pipeline.text_encoder.requires_grad_(False)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    ema = Ema(trained, decay=recipe.ema_decay)
+    training = Training(
+        folder / "diffusion.pt", parts={"trained": trained, "optimizer": optimizer, "ema": ema},
+        max_steps=recipe.max_train_steps, seed=seed, announce=announce,
+    )  # fmt: skip
+    all_latents = _prepare_latents(folder / "latents.npy", pipeline, examples, announce=announce)
+    scheduler = pipeline.scheduler
+
+    trained.train()
+    for step in training.steps():
+        share = trapezoid(
+            step, warmup_steps=recipe.lr_warmup_steps, decay_steps=recipe.lr_decay_steps, max_steps=recipe.max_train_steps
+        )
+        set_learning_rate(optimizer, recipe.learning_rate * share)
+
+        rng = np.random.default_rng([seed, step])
+        indices = rng.integers(len(examples), size=recipe.train_batch_size)
+        left_out = rng.random(recipe.train_batch_size) < recipe.unconditional_share
+        captions = ["" if out else examples.captions[i] for i, out in zip(indices, left_out, strict=True)]
+        latents = torch.from_numpy(all_latents[indices].astype(np.float32))  # [B, C, T/f, M/f]
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),))
+
+        embeds = encode_prompts(pipeline, captions, requires_grad=True)
+        prediction = pipeline.unet(
+            scheduler.add_noise(latents, noise, timesteps),
+            timesteps,
+            encoder_hidden_states=embeds.generated_prompt_embeds,
+            encoder_hidden_states_1=embeds.prompt_embeds,
+            encoder_attention_mask_1=embeds.attention_mask,
+        ).sample
+        loss = denoising_loss(
+            prediction,
+            training_target(scheduler, latents, noise, timesteps),
+            snr=snr(scheduler, timesteps),
+            snr_gamma=recipe.snr_gamma,
+            prediction_type=scheduler.config.prediction_type,
+        )
+
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained.parameters(), recipe.max_grad_norm)
+        optimizer.step()
+        ema.update(trained, step)
+        training.report(loss)
+
+    trained.load_state_dict(ema.weights)
+    trained.eval()
+
+
+def _prepare_latents(path: Path, pipeline: AudioLDM2Pipeline, examples: Examples, *, announce: Announce, batch_size: int = 16) -> np.ndarray:
+    """Every example's latents, scaled to unit spread, kept on disk: [N, C, T/f, M/f]"""
+    if not path.exists():
+        parts: list[Tensor] = []
+        for start in range(0, len(examples), batch_size):
+            indices = np.arange(start, min(start + batch_size, len(examples)))
+            parts.append((encode(pipeline.vae, examples.batch(indices)) * pipeline.vae.config.scaling_factor).half())
+            if start % 1600 == 0:
+                announce(stage="latents", step=start, max_steps=len(examples))
+        with path.with_suffix(".tmp").open("wb") as file:
+            np.save(file, torch.cat(parts).numpy())
+        os.replace(path.with_suffix(".tmp"), path)
+    return np.load(path)

@@ -1,0 +1,72 @@
+"""The training equations, on numbers small enough to work out by hand."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from gpu.diffusion import denoising_loss, snr, training_target
+
+
+def scheduler(prediction_type: str) -> DDIMScheduler:
+    """Two steps whose alphas_cumprod are 0.8 and 0.8 * 0.2 = 0.16."""
+    return DDIMScheduler(num_train_timesteps=2, trained_betas=[0.2, 0.8], prediction_type=prediction_type)
+
+
+LATENTS = torch.full((2, 1, 1, 1), 3.0)
+NOISE = torch.full((2, 1, 1, 1), 2.0)
+TIMESTEPS = torch.tensor([0, 1])
+
+
+def test_targets():
+    assert torch.equal(training_target(scheduler("epsilon"), LATENTS, NOISE, TIMESTEPS), NOISE)
+    assert torch.equal(training_target(scheduler("sample"), LATENTS, NOISE, TIMESTEPS), LATENTS)
+    velocity = training_target(scheduler("v_prediction"), LATENTS, NOISE, TIMESTEPS).flatten().tolist()
+    # sqrt(.8) 2 - sqrt(.2) 3 and sqrt(.16) 2 - sqrt(.84) 3
+    assert velocity == pytest.approx([1.78885 - 1.34164, 0.8 - 2.74955], abs=1e-4)
+
+
+def test_velocity_equals_the_schedulers_own():
+    latents, noise = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    s = scheduler("v_prediction")
+
+    torch.testing.assert_close(training_target(s, latents, noise, TIMESTEPS), s.get_velocity(latents, noise, TIMESTEPS))
+
+
+def test_an_unknown_prediction_type_is_refused():
+    s = scheduler("epsilon")
+    s.register_to_config(prediction_type="flow")
+
+    with pytest.raises(ValueError, match="flow"):
+        training_target(s, LATENTS, NOISE, TIMESTEPS)
+
+
+def test_snr():
+    assert snr(scheduler("epsilon"), TIMESTEPS).tolist() == pytest.approx([0.8 / 0.2, 0.16 / 0.84])
+
+
+def test_loss_without_weights_is_the_mean_square():
+    pred = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+
+    assert denoising_loss(pred, torch.zeros(2, 2), prediction_type="epsilon") == pytest.approx((1 + 4 + 9 + 16) / 4)
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "weights"),
+    [("epsilon", (2 / 4, 1.0)), ("v_prediction", (2 / 5, 0.5 / 1.5)), ("sample", (2.0, 0.5))],
+)
+def test_min_snr_weights(prediction_type, weights):
+    pred, target = torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1)
+
+    loss = denoising_loss(pred, target, snr=torch.tensor([4.0, 0.5]), snr_gamma=2.0, prediction_type=prediction_type)
+
+    assert loss == pytest.approx((weights[0] * 1 + weights[1] * 4) / 2)
+
+
+def test_shapes_that_would_broadcast_are_refused():
+    with pytest.raises(ValueError, match="differ in shape"):
+        denoising_loss(torch.zeros(2, 1), torch.zeros(2, 3), prediction_type="epsilon")
+
+
+def test_a_gamma_without_snr_is_refused():
+    with pytest.raises(ValueError, match="snr_gamma"):
+        denoising_loss(torch.zeros(2, 1), torch.zeros(2, 1), snr_gamma=5.0, prediction_type="epsilon")

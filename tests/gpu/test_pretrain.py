@@ -1,0 +1,225 @@
+"""Pretraining in miniature: every stage for a few steps, on sounds made in code."""
+
+import csv
+import json
+import sys
+import zipfile
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from diffusers import AudioLDM2Pipeline
+from transformers import ClapFeatureExtractor
+
+import gpu.pretrain
+from gpu.architectures import CLAP_FEATURES, build_vocoder
+from gpu.pretrain.clap import clap_features, contrastive_loss
+from gpu.pretrain.corpus import Corpus, read_registry
+from gpu.pretrain.synthesis import KINDS, SAMPLE_RATE_HZ, synthesise
+from gpu.pretrain.training import Ema, Training, cosine, trapezoid
+from gpu.pretrain.vocoder import renamed
+from gpu.tiny import tiny_architecture
+
+ARCHITECTURE = tiny_architecture(sample_rate_hz=22_050, n_mels=80, hop_length=256, vae_levels=3, prediction_type="v_prediction")
+CLIP_FRAMES = 48
+
+
+@pytest.fixture(scope="module")
+def corpus_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Eight recordings and their registry: number 0 is a demo clip, number 1 was cut from the same recording."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(folder / "sounds_ogg.zip", "w") as archive, open(folder / "sounds.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["audio", "caption", "category", "url", "in_demo"])
+        writer.writeheader()
+        for i in range(8):
+            samples, caption, _ = synthesise(rng, 0.7)
+            content = BytesIO()
+            sf.write(content, samples / np.abs(samples).max() * 0.9, 16_000, format="OGG", subtype="VORBIS")
+            archive.writestr(f"{i}.ogg", content.getvalue())
+            url = "https://example.org/0" if i < 2 else ""
+            writer.writerow({"audio": f"{i}.ogg", "caption": caption, "category": "foley", "url": url, "in_demo": int(i == 0)})
+    return folder / "sounds_ogg.zip", folder / "sounds.csv"
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    recipe = {
+        "seed": 3,
+        "architecture": asdict(ARCHITECTURE),
+        "corpus": {"num_examples": 12, "clip_frames": CLIP_FRAMES, "shares": {"other": 1, "synthetic": 1}, "mixture_share": 0.2, "held_out_every": 3},
+        "vae": {"train_batch_size": 2, "crop_frames": 16, "learning_rate": 1e-3, "lr_warmup_steps": 1, "max_train_steps": 4, "kl_weight": 1e-4},
+        "vocoder": {"package": "toy_hifigan", "weights": "generator.pt"},
+        "clap": {"num_examples": 6, "train_batch_size": 3, "learning_rate": 1e-3, "lr_warmup_steps": 1, "max_train_steps": 3},
+        "diffusion": {"train_batch_size": 3, "learning_rate": 1e-3, "lr_warmup_steps": 1, "lr_decay_steps": 2, "max_train_steps": 4,
+                      "max_grad_norm": 1.0, "snr_gamma": None, "unconditional_share": 0.3, "ema_decay": 0.9},
+        "studio": {"name": "miniature"},
+    }  # fmt: skip
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(recipe))
+    return path
+
+
+@pytest.fixture
+def toy_hifigan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """A package that holds a HiFi-GAN generator as its authors publish it, with weight norm; the weights it stands for."""
+    torch.manual_seed(0)
+    plain = build_vocoder(ARCHITECTURE).state_dict()
+    generator = {}
+    for name, value in plain.items():
+        original = name.replace("upsampler.", "ups.")
+        if name.endswith("weight"):
+            generator[f"{original}_v"] = 3 * value
+            generator[f"{original}_g"] = value.norm(dim=(1, 2), keepdim=True)
+        elif name not in ("mean", "scale"):
+            generator[original] = value
+    package = tmp_path / "toy_hifigan"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('found, never imported')")
+    torch.save({"generator": generator}, package / "generator.pt")
+    monkeypatch.syspath_prepend(tmp_path)
+    return plain
+
+
+@pytest.fixture
+def at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpu.pretrain.training.SAVE_EVERY_S", -1)
+    monkeypatch.setattr("gpu.pretrain.training.REPORT_EVERY_S", -1)
+
+
+def pretrain(recipe: Path, run_dir: Path, corpus_files: tuple[Path, Path]) -> int:
+    return gpu.pretrain.main([str(recipe), str(run_dir), "--data", str(corpus_files[0]), "--threads", "1"])
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    pipeline = AudioLDM2Pipeline.from_pretrained(folder, dtype=torch.float32)
+    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    return {f"{name}.{key}": value for name, part in modules.items() for key, value in part.state_dict().items()}
+
+
+def test_all_stages_lead_to_a_pipeline_that_makes_sound(recipe_file, tmp_path, corpus_files, toy_hifigan):
+    code = pretrain(recipe_file, tmp_path / "run", corpus_files)
+
+    assert code == 0
+    pipeline = AudioLDM2Pipeline.from_pretrained(tmp_path / "run/model", dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    sound = pipeline("a siren", audio_length_in_s=0.5, num_inference_steps=3).audios[0]
+    assert sound.shape == (11_025,) and np.isfinite(sound).all() and np.abs(sound).max() > 1e-4
+    assert json.loads((tmp_path / "run/model/studio.json").read_text()) == {"name": "miniature"}
+    events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
+    assert events[0]["type"] == "started" and events[-1]["type"] == "finished"
+    assert {"vae", "clap", "diffusion"} <= {event["data"].get("stage") for event in events}
+
+
+def test_a_run_stopped_in_each_stage_and_continued_equals_one_that_was_not(
+    recipe_file, tmp_path, corpus_files, toy_hifigan, at_every_step, monkeypatch
+):
+    pretrain(recipe_file, tmp_path / "whole", corpus_files)
+    report = Training.report
+    stopped_in: set[str] = set()
+
+    def stop_at_third_step(self, loss, **more):
+        if self.step == 2 and self.path.stem not in stopped_in:
+            stopped_in.add(self.path.stem)
+            raise KeyboardInterrupt
+        report(self, loss, **more)
+
+    monkeypatch.setattr(Training, "report", stop_at_third_step)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(recipe_file, tmp_path / "parts", corpus_files)
+    pretrain(recipe_file, tmp_path / "parts", corpus_files)
+
+    assert stopped_in == {"vae", "clap", "diffusion"}
+    whole, parts = weights_of(tmp_path / "whole/model"), weights_of(tmp_path / "parts/model")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_missing_vocoder_package_is_named(recipe_file, tmp_path, corpus_files, capsys):
+    code = pretrain(recipe_file, tmp_path / "run", corpus_files)
+
+    assert code == 1
+    assert "toy_hifigan" in capsys.readouterr().out
+    last = json.loads((tmp_path / "run/events.jsonl").read_text().splitlines()[-1])
+    assert last["type"] == "failed" and last["data"]["code"] == "pretrain.vocoder_missing"
+
+
+def test_a_converted_vocoder_has_the_weights_that_weight_norm_stood_for(toy_hifigan, tmp_path):
+    generator = torch.load(tmp_path / "toy_hifigan/generator.pt")["generator"]
+
+    converted = renamed(generator, n_mels=80)
+
+    assert converted.keys() == toy_hifigan.keys()
+    for name, value in toy_hifigan.items():
+        torch.testing.assert_close(converted[name], value)
+
+
+def test_neither_demo_clips_nor_cuts_from_their_recordings_are_trained_on(corpus_files):
+    clips = read_registry(corpus_files[1])
+
+    assert [clip.path for clip in clips] == [f"{i}.ogg" for i in range(2, 8)]
+
+
+def test_an_example_is_the_same_whenever_it_is_asked_for(corpus_files):
+    def corpus() -> Corpus:
+        return Corpus(
+            *corpus_files, mel=ARCHITECTURE.mel, duration_s=0.5, seed=1, shares={"other": 1.0, "synthetic": 1.0},
+            mixture_share=0.5, held_out_every=3,
+        )  # fmt: skip
+
+    first, again = corpus(), corpus()
+    again.example(0)
+
+    for index in (5, 3):
+        assert np.array_equal(first.example(index).waveform, again.example(index).waveform)
+        assert first.example(index).caption == again.example(index).caption
+    assert len({first.example(i).waveform.tobytes() for i in range(10)}) == 10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_sound_is_audible_and_fits(kind):
+    samples, caption = KINDS[kind](np.random.default_rng(0), 1.5)
+
+    assert np.isfinite(samples).all() and np.abs(samples).max() > 0.05
+    assert len(samples) <= 1.5 * SAMPLE_RATE_HZ
+    assert caption and caption == caption.strip()
+
+
+def test_clap_pictures_equal_the_feature_extractors():
+    sound = 0.1 * torch.randn(2, 60_000, generator=torch.Generator().manual_seed(0))
+
+    ours = clap_features(sound)
+
+    theirs = ClapFeatureExtractor(**CLAP_FEATURES)([s.numpy() for s in sound], sampling_rate=48_000, return_tensors="pt").input_features
+    torch.testing.assert_close(ours, theirs, atol=1e-2, rtol=0)
+
+
+def test_two_sounds_with_one_caption_are_both_right_for_it():
+    sure = 30.0
+    logits = torch.tensor([[sure, sure, 0.0], [sure, sure, 0.0], [0.0, 0.0, sure]])
+
+    loss = contrastive_loss(logits, ["A dog.", "a dog", "rain"])
+
+    assert loss == pytest.approx(2 / 3 * np.log(2), abs=1e-4)  # two captions share their certainty between two sounds
+
+
+def test_the_running_mean_of_weights_is_hand_computed():
+    module = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(module.weight, 1.0)
+    ema = Ema(module, decay=0.5)
+    torch.nn.init.constant_(module.weight, 3.0)
+
+    ema.update(module, step=0)  # decay min(0.5, 1/10)
+    assert ema.weights["weight"].item() == pytest.approx(0.1 * 1 + 0.9 * 3)
+    ema.update(module, step=100)
+    assert ema.weights["weight"].item() == pytest.approx(0.5 * 2.8 + 0.5 * 3)
+
+
+def test_learning_rate_shares_are_hand_computed():
+    assert [cosine(s, warmup_steps=2, max_steps=6) for s in (0, 1, 2, 4)] == pytest.approx([0.5, 1, 1, 0.5])
+    assert [trapezoid(s, warmup_steps=2, decay_steps=4, max_steps=10) for s in (0, 1, 5, 6, 8, 9)] == pytest.approx([0.5, 1, 1, 1, 0.5, 0.25])
