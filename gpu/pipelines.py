@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -86,9 +87,12 @@ class LoadedPipeline:
         return self.pipeline.unet.device
 
     def num_frames(self, duration_s: float) -> int:
-        """Mel frames for a sound of `duration_s`, rounded up to whole latent frames."""
-        scale = self.facts.latent_scale
-        return max(1, -(-self.mel.num_frames(duration_s) // scale)) * scale
+        """Mel frames for a sound of `duration_s`, rounded up to whole latent frames.
+
+        diffusers' pipeline rounds down to whole mel frames first, and then gives a sound that is up to one frame too short.
+        """
+        per_latent_frame = self.mel.hop_length * self.facts.latent_scale
+        return max(1, math.ceil(int(duration_s * self.mel.sample_rate_hz) / per_latent_frame)) * self.facts.latent_scale
 
     def latent_shape(self, duration_s: float) -> tuple[int, int, int]:
         """[C, T/scale, M/scale] of one sound's latents."""

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,11 +182,11 @@ class Checkpoints:
         if self.job.config.method == "lora":
             rank = str(self.job.config.lora_rank)
             lora = {name: weight.contiguous() for name, weight in lora_state(module.unet, result).items()}
-            save_file(lora, folder / LORA_FILE, metadata={**about, "rank": rank, "alpha": rank, "target_modules": ",".join(TARGET_MODULES)})
+            save_tensors(lora, folder / LORA_FILE, metadata={**about, "rank": rank, "alpha": rank, "target_modules": ",".join(TARGET_MODULES)})
             if self.start_unet:
                 _link_or_copy(self.start_unet, folder / UNET_FILE)
         else:
-            save_file({**_frozen_state(module), **result}, folder / UNET_FILE, metadata=about)
+            save_tensors({**_frozen_state(module), **result}, folder / UNET_FILE, metadata=about)
 
     def _facts(self, folder: Path, module: Denoiser, metrics: dict[str, float]) -> CheckpointFacts:
         base = Path(self.job.model.base)
@@ -224,6 +225,19 @@ def resume_state(module: Denoiser, *, optimizer: Mapping[str, Any], scaler: Mapp
         "loss_smooth": module.loss_smooth,
         "progress": vars(progress).copy(),
     }
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, str]) -> None:
+    """Write safetensors so that equal content gives equal bytes: the library leaves the metadata in an order of chance."""
+    save_file(tensors, path, metadata=metadata)
+    with open(path, "r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(ordered) <= length:
+            file.seek(8)
+            file.write(ordered.ljust(length))
 
 
 def read_resume_state(folder: Path, *, method: str) -> dict[str, Any]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SAVE, NOW = "save", "now"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SUPERVISED = "JOB_ID"
 """A worker sets it for its children; only they end with their parent. A run from a terminal may outlive it (nohup)."""
 
@@ -25,9 +28,20 @@ class Control:
         self._supervised = SUPERVISED in os.environ
         self._signalled = False
 
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within it SIGTERM and SIGINT ask to stop."""
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        self.listen()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def listen(self) -> None:
-        """Take SIGTERM and SIGINT. Again at the start of fit(), which installs handlers of its own."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        """Take the signals again: Lightning's fit() installs handlers of its own when it starts."""
+        for number in SIGNALS:
             signal.signal(number, self._on_signal)
 
     @property

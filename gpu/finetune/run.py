@@ -50,10 +50,11 @@ def main(argv: list[str]) -> int:
     if not folder.is_dir():
         parser.error(f"{folder} is not a folder")
 
-    with EventWriter(folder, attempt=_attempt(folder)) as events:
+    control = Control(folder)
+    with control.listening(), EventWriter(folder, attempt=_attempt(folder)) as events:
         announcer = Announcer(events)
         try:
-            return finetune(folder, announcer, show_bar=arguments.progress or sys.stdout.isatty())
+            return finetune(folder, announcer, control, show_bar=arguments.progress or sys.stdout.isatty())
         except Exception as error:  # the process's boundary: whatever went wrong becomes the run's last event
             fault = fault_of(error)
             if fault.code == "internal":
@@ -63,15 +64,13 @@ def main(argv: list[str]) -> int:
             return FAILED_CODE
 
 
-def finetune(folder: Path, announcer: Announcer, *, show_bar: bool = False) -> int:
+def finetune(folder: Path, announcer: Announcer, control: Control, *, show_bar: bool = False) -> int:
     """Train to the end or until asked to stop; return the exit code.
 
     Raises:
         Fault: anything that the user or the operator can mend.
     """
     began = time.monotonic()
-    control = Control(folder)
-    control.listen()
     job = FinetuneJob.read(folder)
     config = job.config
     device = choose_device()
