@@ -1,10 +1,15 @@
 from django.contrib import admin
 from django.contrib.auth import views as auth_views
-from django.urls import path
+from django.urls import include, path
 
-from audioldm_site import first_run, health
+from audioldm_site import first_run, health, views
 
 urlpatterns = [
+    path("", views.home, name="home"),
+    path("datasets/", include("datasets_app.urls")),
+    path("training/", include("training_app.urls")),
+    path("checkpoints/", include("training_app.checkpoint_urls")),
+    path("generation/", include("generation_app.urls")),
     path("login/", auth_views.LoginView.as_view(), name="login"),
     path("logout/", auth_views.LogoutView.as_view(), name="logout"),
     path("setup/<str:token>/", first_run.setup, name="setup"),
