@@ -215,8 +215,9 @@ def _stop_without_serve(serve_pid: int) -> None:
 
 
 def main() -> None:
-    from audioldm_site.asgi import application
     from django.conf import settings
+
+    from audioldm_site.asgi import application
 
     # Bodies are spooled where the large files go anyway: /tmp may be small, or memory.
     spool = settings.DATA_DIR / "uploads"

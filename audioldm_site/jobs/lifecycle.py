@@ -11,7 +11,6 @@ at once one wins and the other is told so. A supervisor that was given up for de
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
@@ -40,6 +39,8 @@ LOST_WITH_WORKER_AFTER_S = 6.0
 ATTEMPTS_WITHOUT_PROGRESS = 3
 ORPHAN_GRACE_S = 30.0
 """A trainer without a supervisor saves and ends by itself; this is how long it may take."""
+REAPER_GRACE_S = 5.0
+"""The same where the cluster's own loop has to wait for it."""
 RESYNC_CHUNK = 1_000
 
 
@@ -195,9 +196,17 @@ def fail(job: Job, fault: Fault) -> bool:
     return moved
 
 
-def resync(job: Job) -> None:
-    """Copy the events that a dead supervisor of this attempt did not."""
+def still_runs(job: Job) -> bool:
+    """Refresh the job; whether the attempt that the caller knows is still running. If not, the caller has no more say in it."""
+    attempt = job.attempt
+    job.refresh_from_db()
+    return job.status == Status.RUNNING and job.attempt == attempt
+
+
+def resync(job: Job) -> bool:
+    """Copy the events that a dead supervisor of this attempt did not. False when the attempt is over by now."""
     _copy_events(job, endings=ENDINGS)
+    return still_runs(job)
 
 
 def prepare_attempt(job: Job) -> bool:
@@ -255,22 +264,22 @@ def _take_from_dead(jobs: Sequence[Job]) -> list[Job]:
         except Exception as error:
             # Whatever is wrong with one job, the others must not wait for it.
             log.exception("%s %s cannot be taken up again", job.kind, job.pk)
-            fail(job, Fault("internal", f"{type(error).__name__}: {error}"))
+            if still_runs(job):
+                fail(job, Fault("internal", f"{type(error).__name__}: {error}"))
     return list(jobs)
 
 
 def _revive(job: Job) -> None:
-    resync(job)
-    if job.status != Status.RUNNING:
+    if not resync(job):
         return
     if job.stop_requested_at:
-        processes.end_processes(job, grace_s=ORPHAN_GRACE_S)
-        resync(job)
-        cancel(job)
+        processes.end_processes(job, grace_s=REAPER_GRACE_S)
+        if resync(job):
+            cancel(job)
     elif job.attempts_without_progress >= ATTEMPTS_WITHOUT_PROGRESS:
         processes.end_processes(job, grace_s=0)
-        resync(job)
-        fail(job, Fault("worker.lost", f"its worker was lost {job.attempts_without_progress} times in a row before the job got any further", operator=True))
+        if resync(job):
+            fail(job, Fault("worker.lost", f"its worker was lost {job.attempts_without_progress} times in a row before the job got any further", operator=True))
     else:
         put_back(job)
 
@@ -280,11 +289,11 @@ def _move(job: Job, expected: Sequence[Status], status: Status, **values) -> boo
     rows = type(job).objects.filter(pk=job.pk, status__in=expected)
     if Status.RUNNING in expected:
         rows = rows.filter(attempt=job.attempt)
-    moved = bool(rows.update(status=status, **values))
-    # Absent when its owner deleted it meanwhile.
-    with contextlib.suppress(type(job).DoesNotExist):
-        job.refresh_from_db()
-    return moved
+    if not rows.update(status=status, **values):
+        # Not refreshed: `job.attempt` must stay the caller's own.
+        return False
+    job.refresh_from_db()
+    return True
 
 
 def _this_attempt(job: Job):
@@ -362,7 +371,6 @@ def _copy_events(job: Job, *, endings: Collection[str]) -> None:
     tail = EventTail(job.folder, after=job.last_seq)
     while events := tail.read(limit=RESYNC_CHUNK):
         record_events(job, events, endings=endings)
-    job.refresh_from_db()
 
 
 def _restore_file(job: Job) -> None:

@@ -21,7 +21,7 @@ from django.db import Error as DatabaseError
 from django.db import connection
 
 from audioldm_site.jobs import lifecycle
-from audioldm_site.jobs.models import Job, Status
+from audioldm_site.jobs.models import Job
 from audioldm_site.jobs.processes import child_environment, signal_group
 from gpu.errors import Fault
 from gpu.events import ENDINGS, Event, EventTail, EventWriter
@@ -82,9 +82,8 @@ def execute(job: Job, work: Callable[[EventWriter, Callable[[], bool]], None], *
     except Exception as error:
         log.exception("%s %s failed on %s", job.kind, job.pk, worker_name)
         fault = _as_fault(error)
-    job.refresh_from_db()
-    lifecycle.resync(job)
-    if job.status != Status.RUNNING:
+    # What the recorder's last look did not see.
+    if not (lifecycle.still_runs(job) and lifecycle.resync(job)):
         return
     if fault is None and (shutting_down.is_set() or job.stop_requested_at):
         lifecycle.put_back(job, blameless=True)
@@ -224,8 +223,7 @@ def _pass_on_stop(job: Job, stop: _Stop) -> None:
 
 def _judge(job: Job, child: _Child) -> None:
     """Give the job an ending where its child died without one."""
-    job.refresh_from_db()
-    if job.status != Status.RUNNING:
+    if not lifecycle.still_runs(job):
         return
     if shutting_down.is_set() or job.stop_requested_at:
         lifecycle.put_back(job, blameless=True)
@@ -299,12 +297,6 @@ class _Recorder:
             self._lost.set()
         finally:
             connection.close()
-
-
-def _record_rest(job: Job) -> None:
-    """What the recorder's last look did not see."""
-    job.refresh_from_db()
-    lifecycle.resync(job)
 
 
 def _patiently(call: Callable, /, *args, **kwargs):
