@@ -78,6 +78,10 @@ class Feed:
         finally:
             self._leave(topic, inbox)
 
+    async def forget_connection(self) -> None:
+        """Close the thread's connection; the next look opens another."""
+        await self._call(lambda: connection.close())
+
     def _join(self, topic: Topic, inbox: asyncio.Queue) -> None:
         self._subscribers[topic].add(inbox)
         if self._task is None or self._task.done():
@@ -100,7 +104,7 @@ class Feed:
             except Exception:
                 # Mostly a database that is away for a moment; without this task nobody would be told anything any more.
                 log.exception("the look at the event tables failed; looking again")
-                await self._call(connection.close)
+                await self.forget_connection()
                 await asyncio.sleep(1.0)
             await asyncio.sleep(pause_s)
 
