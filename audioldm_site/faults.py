@@ -1,0 +1,124 @@
+"""The words for every failure: code → title, explanation, remedy. Nothing else in the program explains a failure.
+
+Where a failure happens only its code and one sentence with the particulars are known (`gpu.errors.Fault`); page, API and terminal take the
+general words from here, so they agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OWNER, OPERATOR, US = "owner", "operator", "us"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a person is told about a failure.
+
+    Args:
+        remedy: what to do now; "" where nothing needs doing.
+        whose: who can mend it: `owner` of the data or the run, `operator` of the machine, or `us`, the program.
+        detail: the particulars, as the failure itself said them.
+    """
+
+    title: str
+    explanation: str
+    remedy: str
+    whose: str = OWNER
+    code: str = ""
+    detail: str = ""
+
+
+def explain(code: str, detail: str = "") -> Explanation:
+    """The words for a code; an unknown one is our own fault, and said to be."""
+    title, explanation, remedy, whose = WORDS.get(code, WORDS["internal"])
+    return Explanation(title=title, explanation=explanation, remedy=remedy, whose=whose, code=code, detail=detail)
+
+
+WORDS: dict[str, tuple[str, str, str, str]] = {
+    # The program itself
+    "internal": ("The program met an error of its own", "This is not your doing. What was saved before is safe.", "Try again; if it happens again, report it with the end of the log.", US),
+    "config.invalid": ("A parameter is wrong", "At least one value is outside its limits, or two do not go together.", "Change the values that are named.", OWNER),
+    "config.unreadable": ("The job's configuration cannot be read", "Its config.json is missing or damaged.", "Make a new run with the same options (Clone with changes).", OPERATOR),
+    "config.precision_needs_gpu": ("This precision needs a GPU", "bf16 and fp16 are for GPUs; on a processor they are slower than full precision or do not exist.", "Choose precision “auto” or “no”, or run on a machine with a GPU.", OWNER),
+    "lookup.not_found": ("There is nothing of that name", "No row has this name or id.", "Use one of the names that are listed.", OWNER),
+    "lookup.ambiguous": ("The name stands for several", "More than one row has this name.", "Use the id instead.", OWNER),
+    # The machine
+    "disk.full": ("The disk is full", "There is too little free space to write what comes next. Nothing that was complete has been lost.", "Free some space (old checkpoints, generations, the cache) or enlarge the volume, then press Resume.", OPERATOR),
+    "memory.exhausted": ("Out of memory", "The model, its gradients and the batch did not fit into memory.", "Choose a smaller batch with more accumulation, LoRA instead of full, gradient checkpointing, or shorter sounds; then try again.", OWNER),
+    "process.died": ("The process ended without a word", "It was killed from outside or crashed. Signal 9 often means that the system ran out of memory.", "Press Resume: it goes on from the last checkpoint. If it dies again, try a smaller batch and read the log's end.", OPERATOR),
+    "worker.lost": ("The worker was lost again and again", "The job was started several times and its worker disappeared each time before it got any further.", "Look at the machine's memory and its log, then press Resume.", OPERATOR),
+    "cache.damaged": ("A cached file is damaged", "A file under DATA_DIR/cache could not be used and could not be made again.", "Delete DATA_DIR/cache (it is made anew) and press Resume.", OPERATOR),
+    # Runs
+    "training.diverged": ("The training diverged", "The loss became infinite or not a number several times in a row; the weights of that moment are not saved.", "Clone the run with a lower learning rate or a longer warm-up, or resume from the last checkpoint.", OWNER),
+    "manifest.unreadable": ("The list of clips cannot be read", "The run's manifest.jsonl is missing or damaged.", "Make a new run with the same options (Clone with changes).", OPERATOR),
+    "manifest.changed": ("The list of clips was changed", "The run's manifest.jsonl is not the one that was frozen when the run was made.", "Put the original back, or make a new run (Clone with changes).", OPERATOR),
+    "run.active": ("It has not ended yet", "This can only be done when the job has ended.", "Stop it first, or wait for its end.", OWNER),
+    "run.ended": ("It has ended already", "There is nothing left to stop.", "", OWNER),
+    "run.taken": ("Somebody else has it", "A worker took the job at the same moment.", "Watch it in the page or with list_runs.", OWNER),
+    "run.stopped": ("It was stopped", "The job was stopped before it had finished.", "Start it again when you like.", OWNER),
+    "run.no_resume_state": ("It cannot be continued", "Continuing needs a checkpoint with the full training state, and none is left.", "Start a new run from its last checkpoint: the weights are the same, the optimizer starts anew.", OWNER),
+    "pretrain.vocoder_missing": ("The vocoder's package is not installed", "This recipe takes its vocoder from a Python package.", "Install the package that is named, and run the recipe again.", OPERATOR),
+    # Checkpoints
+    "checkpoint.unrecognised": ("This is no model that we know", "A model is a folder in diffusers' layout, with model_index.json and its parts as safetensors.", "Choose the folder that holds model_index.json.", OWNER),
+    "checkpoint.incomplete": ("The model is not whole", "A part of it, or of its weights, is missing or cut short.", "Copy or download it again.", OWNER),
+    "checkpoint.pickled": ("The weights are pickled", "Pickle files can run any program when they are opened, so we never open them.", "Save the model as safetensors (save_pretrained does so by default).", OWNER),
+    "checkpoint.link": ("This is a link", "Links are not followed: what they lead to can change or lie anywhere.", "Move or copy the model itself.", OWNER),
+    "checkpoint.missing": ("The checkpoint's files are gone", "They were moved or deleted since it was registered.", "Put them back and scan, or choose another checkpoint.", OWNER),
+    "checkpoint.changed": ("The model was changed", "Its files differ from those that the job was made for, so the result would not be what it says.", "Put the original files back, or register the changed model as a new one.", OWNER),
+    "checkpoint.corrupt": ("The checkpoint is damaged", "Its content does not agree with its own hash.", "Use an earlier checkpoint; look after the disk.", OPERATOR),
+    "checkpoint.mismatch": ("The checkpoint does not fit", "It was trained on another model, or in another way, than this job needs.", "Choose a checkpoint of the same base, method and rank.", OWNER),
+    "checkpoint.no_resume_state": ("It holds weights only", "Without the full training state a run cannot go on; a new one can start from it.", "Start a new run from it.", OWNER),
+    "checkpoint.retired": ("The checkpoint is retired", "Somebody took it out of use.", "Choose another, or bring it back in the admin.", OWNER),
+    # Datasets as a whole
+    "dataset.not_a_zip": ("This is not a zip file", "A dataset comes as a .zip with metadata.csv and WAV files (or as a folder, in the terminal).", "Zip the folder that holds metadata.csv, and bring that file.", OWNER),
+    "dataset.empty": ("The archive is empty", "There is no file in it.", "Zip the folder that holds metadata.csv, and bring that file.", OWNER),
+    "dataset.no_metadata": ("metadata.csv is missing", "It must lie at the top of the zip, or in the one folder that encloses everything.", "Add a metadata.csv with the columns audio and caption.", OWNER),
+    "dataset.columns_missing": ("A column is missing", "metadata.csv needs the columns audio and caption in its first line.", "Add the column that is named.", OWNER),
+    "dataset.no_rows": ("metadata.csv has no rows", "There is a header and nothing below it.", "Add one line for each sound.", OWNER),
+    "dataset.no_usable_clips": ("No clip can be used", "Every clip is missing, damaged, excluded or without a caption.", "Look at the list of problems, mend the files or captions, and try again.", OWNER),
+    "dataset.not_ready": ("The dataset is not ready", "It is still being imported, or was refused.", "Wait for the import, or look at its page.", OWNER),
+    "dataset.import_failed": ("The import failed", "The program met an error of its own while it read the dataset.", "Try again; if it happens again, report it with the log.", US),
+    "dataset.interrupted": ("The import was interrupted", "It died before it was complete; nothing of it was kept.", "Bring the file again.", OPERATOR),
+    "dataset.in_use": ("The dataset is in use", "A run that waits or works needs it.", "Stop that run first, or wait for its end.", OWNER),
+    "dataset.invalid": ("A value is wrong", "The dataset cannot be saved like this.", "Change the value that is named.", OWNER),
+    "dataset.name_taken": ("The name is taken", "Another dataset is called so.", "Choose another name.", OWNER),
+    "dataset.unlisted": ("Files that no line names", "Sounds in the archive that metadata.csv does not list are not used.", "Add a line for each if you want them.", OWNER),
+    "split.seed": ("The split's seed is wrong", "It must be a whole number, zero or more.", "Change the seed.", OWNER),
+    "split.share": ("The held-out share is wrong", "It must lie between none and less than all.", "Change the share.", OWNER),
+    "split.unknown": ("There is no such split", "A clip is for training or for validation.", "Choose one of the two.", OWNER),
+    # The archive
+    "archive.truncated": ("The zip is cut short or damaged", "Its directory or one of its files cannot be read, as after an interrupted copy.", "Copy or upload it again.", OWNER),
+    "archive.path_unsafe": ("A path leads outside", "The archive holds a path that would be written outside the dataset's folder. Nothing of it was unpacked.", "Make the zip anew with relative paths below its own folder.", OWNER),
+    "archive.link": ("The archive holds a link", "Links are never followed or unpacked.", "Put the file itself into the zip.", OWNER),
+    "archive.too_large": ("The archive is too large", "Unpacked it would exceed the limit that is named.", "Split the dataset, or have the operator raise the limit.", OWNER),
+    "archive.too_many_files": ("Too many files", "The archive holds more entries than the limit that is named.", "Split the dataset.", OWNER),
+    "archive.ratio": ("The archive is packed suspiciously tight", "Sound does not shrink so much: this looks like a zip bomb.", "Make the zip anew from the sounds themselves.", OWNER),
+    "archive.compression": ("A way of packing that we do not read", "Only stored and deflated entries are read.", "Make the zip anew with ordinary settings.", OWNER),
+    "archive.encrypted": ("The archive is encrypted", "We cannot open files with a password.", "Make the zip without a password.", OWNER),
+    "archive.duplicate_name": ("Two entries have the same name", "It is unclear which one is meant.", "Make the zip anew so that each name occurs once.", OWNER),
+    "archive.overlapping": ("Entries overlap", "Two entries claim the same bytes, which no ordinary zip does.", "Make the zip anew.", OWNER),
+    # Lines of metadata.csv
+    "metadata.encoding": ("The text is not UTF-8", "metadata.csv was read with another encoding, which may have got letters wrong.", "Look at the captions; save the file as UTF-8.", OWNER),
+    "metadata.synonym": ("A column was recognised by another name", "It was taken for audio or caption.", "", OWNER),
+    "row.short": ("A line is too short", "It has fewer fields than the header.", "Complete the line.", OWNER),
+    "row.long": ("A line is too long", "It has more fields than the header; perhaps a caption with a comma needs quotes.", "Put the caption into quotes.", OWNER),
+    "row.no_audio": ("A line names no sound", "Its audio column is empty.", "Name the file, or remove the line.", OWNER),
+    "row.quote_open": ("A quote is never closed", "Everything after it would belong to one caption.", "Close the quote.", OWNER),
+    "row.unreadable": ("A line cannot be read", "It is not valid CSV.", "Mend the line.", OWNER),
+    # Clips
+    "clip.missing": ("A listed file is missing", "metadata.csv names it, the archive does not hold it.", "Add the file or correct its path; the other clips can be used.", OWNER),
+    "clip.empty": ("A file is empty", "It holds no sound.", "Replace it; the other clips can be used.", OWNER),
+    "clip.corrupt": ("A file is damaged", "It begins like a WAV and cannot be read to its end.", "Replace it; the other clips can be used.", OWNER),
+    "clip.not_audio": ("A file is not a WAV", "Its content is something else, whatever its name.", "Convert it to WAV; the other clips can be used.", OWNER),
+    "clip.unreadable": ("A sound cannot be read", "The file is damaged or of a kind that we do not read.", "Replace it; the other clips can be used.", OWNER),
+    "clip.too_short": ("A clip is too short", "There is too little in it to learn from.", "Replace it, or leave it out.", OWNER),
+    "clip.caption_empty": ("A caption is empty", "A sound without words cannot be learned from.", "Write its caption in the list of clips.", OWNER),
+    "clip.duplicate_row": ("A file is listed twice", "The first line was taken.", "Remove the other line, if it was not meant.", OWNER),
+    "clip.duplicate_audio": ("Two files hold the same sound", "Both are kept, on the same side of the split.", "Exclude one, if it was not meant.", OWNER),
+    "clip.name_differs": ("A name differs slightly", "The file was found although its name is written a little differently.", "", OWNER),
+    "clip.not_finite": ("A file holds values that are no numbers", "Some samples are infinite or not a number; they count as silence.", "Replace it if that was not meant.", OWNER),
+    "clip.path_unsafe": ("A path leads outside", "The line names a file outside the dataset.", "Correct the path; the other clips can be used.", OWNER),
+    "clip.changed": ("A sound was changed", "The file differs from the one that the run has frozen.", "Put the original file back, or make a new run (Clone with changes).", OWNER),
+    "clip.invalid": ("A value is wrong", "The clip cannot be saved like this.", "Change the value that is named.", OWNER),
+}  # fmt: skip
