@@ -131,7 +131,14 @@ def _widget(parameter: Parameter) -> forms.Widget:
 def _limits(parameter: Parameter) -> str:
     if parameter.type not in (int, float) or parameter.minimum is None or parameter.maximum is None:
         return ""
-    return f"{plain(parameter.minimum)} to {plain(parameter.maximum)}, default {plain(parameter.default)}"
+    lowest, highest, default = (_grouped(number) for number in (parameter.minimum, parameter.maximum, parameter.default))
+    return f"{lowest} to {highest}, default {default}"
+
+
+def _grouped(number: float) -> str:
+    """With thin spaces between thousands: 10 000 000."""
+    text = plain(number)
+    return f"{int(text):,}".replace(",", "\u202f") if text.isdecimal() else text
 
 
 def _word(value: Any) -> str:

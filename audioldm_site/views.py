@@ -14,6 +14,8 @@ from generation_app.models import Generation
 from training_app import selectors as training
 from training_app.models import Checkpoint, TrainingRun
 
+RUNS_ON_HOME = 10
+
 
 @require_GET
 def home(request: HttpRequest) -> HttpResponse:
@@ -24,7 +26,7 @@ def home(request: HttpRequest) -> HttpResponse:
         "waiting": training.waiting_runs(request.user),
         "generations": generations.active_generations(request.user),
         "recent_sounds": generations.recent_generations(request.user),
-        "page": training.run_page(request.user, **filters, page=request.GET.get("page")),
+        "page": training.run_page(request.user, **filters, page=request.GET.get("page"), per_page=RUNS_ON_HOME),
         **filters,
         "statuses": Status.choices,
         "queues": machine.queue_states(),

@@ -48,6 +48,11 @@ def recent_generations(user, count: int = 5) -> list[Generation]:
     return list(Generation.objects.visible_to(user).filter(status=Status.SUCCEEDED).select_related("checkpoint").prefetch_related(best)[:count])
 
 
+def last_checkpoint_id(user) -> uuid.UUID | None:
+    """The checkpoint that `user` made a sound with last."""
+    return Generation.objects.filter(owner=user).order_by("-created_at").values_list("checkpoint", flat=True).first()
+
+
 def places_in_line() -> dict[uuid.UUID, int]:
     return {pk: place for place, pk in enumerate(Generation.objects.in_line().values_list("pk", flat=True), start=1)}
 

@@ -146,7 +146,8 @@ def _initial(request: HttpRequest) -> dict[str, Any]:
     """`?from=` an earlier generation's settings, `?checkpoint=` that checkpoint with its own defaults; else the last used checkpoint."""
     earlier = selectors.visible_generation(request.user, wanted) if (wanted := _uuid(request.GET.get("from"))) else None
     usable = usable_checkpoints(request.user)
-    checkpoint = usable.filter(pk=_uuid(request.GET.get("checkpoint")) or (earlier and earlier.checkpoint_id)).first() or usable.first()
+    wished = _uuid(request.GET.get("checkpoint")) or (earlier.checkpoint_id if earlier else selectors.last_checkpoint_id(request.user))
+    checkpoint = usable.filter(pk=wished).first() or usable.first()
     values = initial_values(checkpoint=checkpoint, earlier=earlier.config if earlier else None)
     if prompt := request.GET.get("prompt"):
         values["prompt"] = prompt

@@ -35,7 +35,7 @@ RUN_ORDERS = {
 }
 
 
-def run_page(user, *, query: str = "", status: str = "", sort: str = "", archived: bool = False, page: str | int | None = 1) -> Page:
+def run_page(user, *, query: str = "", status: str = "", sort: str = "", archived: bool = False, page: str | int | None = 1, per_page: int = RUNS_PER_PAGE) -> Page:
     """One page of the runs that `user` may see. `query` looks in names, tags, notes and dataset names."""
     runs = TrainingRun.objects.visible_to(user).filter(archived=archived).select_related("base_checkpoint", "owner")
     for word in query.split():
@@ -43,7 +43,7 @@ def run_page(user, *, query: str = "", status: str = "", sort: str = "", archive
     if status in Status.values:
         runs = runs.filter(status=status)
     runs = runs.order_by(*RUN_ORDERS.get(sort, RUN_ORDERS["-created"]))
-    return Paginator(runs, RUNS_PER_PAGE).get_page(page)
+    return Paginator(runs, per_page).get_page(page)
 
 
 def running_runs(user) -> list[TrainingRun]:

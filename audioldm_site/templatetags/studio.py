@@ -82,18 +82,18 @@ def nav_tab(context: dict[str, Any], view_name: str, label: str, symbol: str) ->
 
 @register.filter
 def moment(value: datetime | None, style: str = "") -> SafeString | str:
-    """A time in UTC that js/moments.js rewrites in the reader's own zone; style "ago" says how long ago."""
-    if value is None:
+    """A time in UTC that js/moments.js rewrites in the reader's own zone; style "ago" says how long ago, "time" leaves out the day."""
+    if _absent(value):
         return DASH
     value = timezone.localtime(value)
-    text = f"{timesince(value, depth=1)} ago" if style == "ago" else f"{value:%-d %b %Y, %H:%M} UTC"
-    return format_html('<time datetime="{}" data-moment="{}" title="{:%Y-%m-%d %H:%M:%S} UTC">{}</time>', value.isoformat(), style, value, text)
+    text = f"{timesince(value, depth=1)} ago" if style == "ago" else f"{value:%H:%M:%S}" if style == "time" else f"{value:%-d %b %Y, %H:%M} UTC"
+    return format_html('<time datetime="{}" data-moment="{}" title="{} UTC">{}</time>', value.isoformat(), style, f"{value:%Y-%m-%d %H:%M:%S}", text)
 
 
 @register.filter
 def bytes_size(value: float | None) -> str:
     """A size as people say it, in powers of 1000 like the disks that hold it."""
-    if value is None:
+    if _absent(value):
         return DASH
     size = float(value)
     for unit in ("B", "kB", "MB", "GB", "TB"):
@@ -106,7 +106,7 @@ def bytes_size(value: float | None) -> str:
 @register.filter
 def seconds(value: float | None) -> str:
     """The length of a sound: `10.24 s`, or `2:05` from a minute on."""
-    if value is None:
+    if _absent(value):
         return DASH
     if value < 60:
         return f"{value:.2f}".rstrip("0").rstrip(".") + " s"
@@ -116,7 +116,7 @@ def seconds(value: float | None) -> str:
 @register.filter
 def duration(value: float | None) -> str:
     """How long something takes: `42 s`, `12 min`, `2 h 05 min`, `3 d 4 h`."""
-    if value is None:
+    if _absent(value):
         return DASH
     total = max(round(value), 0)
     if total < 60:
@@ -131,13 +131,13 @@ def duration(value: float | None) -> str:
 @register.filter
 def whole(value: float | None) -> str:
     """A count with thin spaces between thousands: 20 000."""
-    return DASH if value is None else f"{int(value):,}".replace(",", "\u202f")
+    return DASH if _absent(value) else f"{int(value):,}".replace(",", "\u202f")
 
 
 @register.filter
 def figure(value: Any, digits: int = 4) -> str:
     """A measured number with so many significant digits; small ones as 1e-4."""
-    if value is None or value == "":
+    if _absent(value):
         return DASH
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
@@ -217,3 +217,8 @@ def sort_heading(context: dict[str, Any], key: str, label: str, css: str = "") -
     descending = current.startswith("-") if is_current else key == "name"
     order = ("descending" if descending else "ascending") if is_current else ""
     return {"request": context["request"], "label": label, "css": css, "next": key if descending else f"-{key}", "order": order}
+
+
+def _absent(value: Any) -> bool:
+    """None, or what a template says for a name that is not there."""
+    return value is None or value == ""
