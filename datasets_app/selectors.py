@@ -36,11 +36,11 @@ class Totals:
     usable: int
     train: int
     validation: int
-    excluded: int
+    excluded_count: int
     uncaptioned: int
-    duration_s: float
+    total_duration_s: float
     usable_duration_s: float
-    size_bytes: int
+    total_size_bytes: int
     shortest_s: float
     longest_s: float
     rates: list[tuple[str, int]]
@@ -91,6 +91,7 @@ def dataset_list(user) -> QuerySet[Dataset]:
             validation_count=Count("clips", filter=USABLE & Q(clips__split=Split.VALIDATION)),
             duration_s=Coalesce(Sum("clips__duration_s"), 0.0),
         )
+        .order_by("-created_at", "pk")
     )
 
 
@@ -115,11 +116,11 @@ def totals(dataset: Dataset) -> Totals:
         usable=Count("id", filter=usable),
         train=Count("id", filter=usable & Q(split=Split.TRAIN)),
         validation=Count("id", filter=usable & Q(split=Split.VALIDATION)),
-        excluded=Count("id", filter=Q(excluded=True)),
+        excluded_count=Count("id", filter=Q(excluded=True)),
         uncaptioned=Count("id", filter=Q(caption="")),
-        duration_s=Coalesce(Sum("duration_s"), 0.0),
+        total_duration_s=Coalesce(Sum("duration_s"), 0.0),
         usable_duration_s=Coalesce(Sum("duration_s", filter=usable), 0.0),
-        size_bytes=Coalesce(Sum("size_bytes"), 0),
+        total_size_bytes=Coalesce(Sum("size_bytes"), 0),
         shortest_s=Coalesce(Min("duration_s"), 0.0),
         longest_s=Coalesce(Max("duration_s"), 0.0),
     )
