@@ -56,9 +56,12 @@ class Gate:
 class Request(WebRequest):
     """A request whose body stays on disk and whose response waits for its reader."""
 
-    _parsePOSTFormSubmission = False  # Twisted's own; Django parses forms
     gate: Gate | None = None
     body = None
+
+    def __init__(self, *args, **kwargs) -> None:
+        # Twisted would parse forms, in memory, for nobody: Django does.
+        super().__init__(*args, **kwargs, parsePOSTFormSubmission=False)
 
     def gotLength(self, length: int | None) -> None:
         """The headers are there: decide whether to take the body."""
