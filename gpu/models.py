@@ -42,7 +42,7 @@ class ModelFacts:
 
     Args:
         family: `audioldm2` or `audioldm`.
-        parameters: number of weights of each part.
+        parameters: number of weights of each part, as its files count them.
         size_bytes: of all files.
         latent_scale: mel frames (and bins) per latent frame (and bin).
         ranks_by_clap: whether its CLAP can also hear, so that candidates can be ranked.

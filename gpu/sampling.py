@@ -152,7 +152,9 @@ def make_scheduler(trained: Any, config: GenerateConfig) -> Any:
         # With every timestep in use there is none left to be offset to.
         changes["steps_offset"] = 0
     scheduler = SCHEDULERS[config.sampler].from_config(trained.config, **changes)
-    scheduler.set_timesteps(config.num_inference_steps)
+    # Spread over 1000 timesteps, 1000 steps of a solver would visit one of them twice, and it stumbles over that.
+    most = trained.config.num_train_timesteps - (config.sampler != "ddim")
+    scheduler.set_timesteps(min(config.num_inference_steps, most))
     return scheduler
 
 

@@ -134,7 +134,7 @@ class Validate(StepCallback):
             **{name: metrics.get(name) for name in ("loss", "loss_ema", "clap_score")},
             best=best,
             learning_rate=module.learning_rate,
-            **({} if metrics else {"message": "no clip is held out, so there is no validation loss"}),
+            **({} if self.loss.batches else {"message": "no clip is held out, so there is no validation loss"}),
         )
 
     def measure(self, module: Denoiser) -> dict[str, float]:

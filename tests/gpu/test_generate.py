@@ -198,9 +198,8 @@ def test_merging_a_lora_and_lending_it_compute_the_same_and_lending_leaves_no_tr
     inputs = {"encoder_hidden_states": torch.ones(1, 8, 16), "encoder_hidden_states_1": torch.ones(1, 3, 16)}
     noisy, t = torch.ones(1, 4, 8, 16), torch.tensor([5])
     merge_lora(given)
-    with torch.no_grad():
-        with merged_lora(lent):
-            assert torch.equal(lent(noisy, t, **inputs).sample, given(noisy, t, **inputs).sample)
+    with torch.no_grad(), merged_lora(lent):
+        assert torch.equal(lent(noisy, t, **inputs).sample, given(noisy, t, **inputs).sample)
     assert all(torch.equal(value, before[name]) for name, value in lent.state_dict().items())
     assert len(lora_state(lent)) > 0
     assert not any("lora" in name for name in given.state_dict())
