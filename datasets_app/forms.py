@@ -65,7 +65,7 @@ class SplitForm(forms.Form):
 
     @classmethod
     def of(cls, dataset: Dataset) -> SplitForm:
-        return cls(initial={"validation_percent": round(dataset.validation_share * 100, 4), "seed": dataset.split_seed})
+        return cls(initial={"validation_percent": f"{dataset.validation_share * 100:g}", "seed": dataset.split_seed})
 
 
 class ClipForm(forms.Form):

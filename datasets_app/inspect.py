@@ -187,13 +187,13 @@ def _clip(row: Row, name: str, sha256: str, size_bytes: int, sound: SoundFacts, 
     if sound.duration_s < MIN_DURATION_S:
         raise Fault("clip.too_short", f"{name} lasts {sound.duration_s:.3f} s; the least is {MIN_DURATION_S:g} s")
     words = {
-        "silent": f"{name} never exceeds {SILENCE_DBFS:g} dBFS; it is excluded until you include it",
-        "clipped": f"{sound.clipped_share:.1%} of the samples of {name} are clipped; the limit is {CLIPPED_SHARE:.1%}",
-        "dc_offset": f"{name} is {sound.dc_offset:+.3f} off the zero line; the limit is {DC_OFFSET:g}",
-        "not_finite": f"{name} has samples that are not numbers; it is excluded",
-        "truncated": f"{name} is shorter than its header says: {sound.duration_s:.2f} s are left",
+        "clip.silent": f"{name} never exceeds {SILENCE_DBFS:g} dBFS; it is excluded until you include it",
+        "clip.clipped": f"{sound.clipped_share:.1%} of the samples of {name} are clipped; the limit is {CLIPPED_SHARE:.1%}",
+        "clip.dc_offset": f"{name} is {sound.dc_offset:+.3f} off the zero line; the limit is {DC_OFFSET:g}",
+        "clip.not_finite": f"{name} has samples that are not numbers; it is excluded",
+        "clip.truncated": f"{name} is shorter than its header says: {sound.duration_s:.2f} s are left",
     }
-    problems.extend(_about(row, f"clip.{flag}", words[flag]) for flag in sound.flags)
+    problems.extend(_about(row, f"clip.{flag}", words[f"clip.{flag}"]) for flag in sound.flags)
     flags = [*sound.flags]
     if sound.duration_s < VERY_SHORT_S:
         flags.append("very_short")
