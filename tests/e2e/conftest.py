@@ -85,7 +85,7 @@ def page(studio) -> Iterator:
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.set_default_timeout(60_000)
         page.goto("/login/")
-        page.get_by_label("Username").fill(USER)
+        page.get_by_label("Name").fill(USER)
         page.get_by_label("Password").fill(PASSWORD)
         page.get_by_role("button", name="Log in").click()
         page.wait_for_url(studio.url + "/")

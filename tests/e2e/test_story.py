@@ -19,8 +19,9 @@ SLOW_MS = 150_000
 
 def fill(page: Page, **values: object) -> None:
     """Fill fields of the shown form by their names, opening the expert groups first."""
-    for group in page.locator("details.panel:not([open])").all():
-        group.locator("summary").click()
+    closed = page.locator("details.panel:not([open]) summary")
+    while closed.count():
+        closed.first.click()
     for name, value in values.items():
         field = page.locator(f"[name={name}]")
         if field.evaluate("field => field.tagName") == "SELECT":
