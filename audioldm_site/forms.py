@@ -89,7 +89,9 @@ def parameter_field(parameter: Parameter) -> forms.Field:
     return field
 
 
-def command_line(command: str, arguments: Mapping[str, str], values: Mapping[str, Any], config_class: type[Config], *, leave_out: Iterable[str] = ()) -> str:
+def command_line(
+    command: str, arguments: Mapping[str, str], values: Mapping[str, Any], config_class: type[Config], *, leave_out: Iterable[str] = ()
+) -> str:
     """The terminal command that does what a form does: its own arguments, then the parameters that differ from their defaults.
 
     A key of `arguments` that does not begin with `--` is given by position. js/command_line.js writes the same.

@@ -16,7 +16,9 @@ from training_app.models import Checkpoint
 class GenerationForm(ConfigForm):
     config_class = GenerateConfig
 
-    checkpoint = forms.ModelChoiceField(Checkpoint.objects.none(), label="Checkpoint", empty_label="Choose a checkpoint", help_text="The model that makes the sound.")
+    checkpoint = forms.ModelChoiceField(
+        Checkpoint.objects.none(), label="Checkpoint", empty_label="Choose a checkpoint", help_text="The model that makes the sound."
+    )
 
     def __init__(self, *args: Any, user, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

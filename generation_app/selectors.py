@@ -17,7 +17,9 @@ GENERATIONS_PER_PAGE = 20
 EVENT_BATCH = 500
 
 
-def generation_page(user, *, query: str = "", favourites: bool = False, checkpoint: uuid.UUID | None = None, page: str | int | None = 1) -> Page:
+def generation_page(
+    user, *, query: str = "", favourites: bool = False, checkpoint: uuid.UUID | None = None, page: str | int | None = 1
+) -> Page:
     """One page of the generations that `user` may see, each with `best`: its first-ranked waveform in a list, or an empty list."""
     best = Prefetch("waveforms", Waveform.objects.filter(index=0), to_attr="best")
     generations = Generation.objects.visible_to(user).select_related("checkpoint", "owner").prefetch_related(best)
@@ -35,7 +37,11 @@ def active_generations(user) -> list[Generation]:
     newest = GenerationEvent.objects.filter(job=OuterRef("pk"), type=PROGRESS).order_by("-seq")
     places = places_in_line()
     found = list(
-        Generation.objects.visible_to(user).active().select_related("checkpoint").annotate(progress=Subquery(newest.values("data")[:1])).order_by("queued_at")
+        Generation.objects.visible_to(user)
+        .active()
+        .select_related("checkpoint")
+        .annotate(progress=Subquery(newest.values("data")[:1]))
+        .order_by("queued_at")
     )
     for generation in found:
         generation.place = places.get(generation.pk)
@@ -45,7 +51,9 @@ def active_generations(user) -> list[Generation]:
 def recent_generations(user, count: int = 5) -> list[Generation]:
     """The newest finished ones, each with `best`."""
     best = Prefetch("waveforms", Waveform.objects.filter(index=0), to_attr="best")
-    return list(Generation.objects.visible_to(user).filter(status=Status.SUCCEEDED).select_related("checkpoint").prefetch_related(best)[:count])
+    return list(
+        Generation.objects.visible_to(user).filter(status=Status.SUCCEEDED).select_related("checkpoint").prefetch_related(best)[:count]
+    )
 
 
 def last_checkpoint_id(user) -> uuid.UUID | None:

@@ -23,8 +23,7 @@ from generation_app.forms import GenerationForm, initial_values
 from generation_app.models import Generation
 from gpu.config import GenerateConfig
 from gpu.errors import Fault
-from training_app import storage
-from training_app.selectors import usable_checkpoints
+from training_app.selectors import recommendations, usable_checkpoints
 from training_app.views import spectrogram_response
 
 
@@ -44,7 +43,7 @@ def index(request: HttpRequest) -> HttpResponse:
         **filters,
         "chosen": {
             "defaults": GenerateConfig().to_dict(),
-            "recommended": {str(row.pk): storage.recommended(row) for row in form.fields["checkpoint"].queryset},
+            "recommended": recommendations(form.fields["checkpoint"].queryset),
         },
     }
     return render(request, "generation/index.html", context, status=422 if form.is_bound else 200)

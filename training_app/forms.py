@@ -31,8 +31,18 @@ class RunForm(ConfigForm):
 
     config_class = FinetuneConfig
 
-    dataset = forms.ModelChoiceField(Dataset.objects.none(), label="Dataset", empty_label="Choose a dataset", help_text="Its clips and captions are frozen when the run is made.")
-    checkpoint = forms.ModelChoiceField(Checkpoint.objects.none(), label="Start from", empty_label="Choose a checkpoint", help_text="A base model, or a checkpoint of an earlier run.")
+    dataset = forms.ModelChoiceField(
+        Dataset.objects.none(),
+        label="Dataset",
+        empty_label="Choose a dataset",
+        help_text="Its clips and captions are frozen when the run is made.",
+    )
+    checkpoint = forms.ModelChoiceField(
+        Checkpoint.objects.none(),
+        label="Start from",
+        empty_label="Choose a checkpoint",
+        help_text="A base model, or a checkpoint of an earlier run.",
+    )
     name = forms.CharField(label="Name", max_length=120, required=False, help_text="Empty: named after the dataset and the checkpoint.")
     tags = forms.CharField(label="Tags", max_length=300, required=False, help_text="Separated by commas.")
 
@@ -51,12 +61,15 @@ class RunForm(ConfigForm):
             if parameter.name not in MAIN:
                 groups.setdefault(parameter.group, []).append(self[parameter.name])
         return [
-            {"title": title, "fields": fields, "open": any(field.errors or field.field.warning for field in fields)} for title, fields in groups.items()
+            {"title": title, "fields": fields, "open": any(field.errors or field.field.warning for field in fields)}
+            for title, fields in groups.items()
         ]
 
     def command(self) -> str:
         chosen = {name: _chosen(self, name) for name in ("dataset", "checkpoint")}
-        return command_line("finetune", {f"--{name}": row.name if row else "…" for name, row in chosen.items()}, self.shown_values(), FinetuneConfig)
+        return command_line(
+            "finetune", {f"--{name}": row.name if row else "…" for name, row in chosen.items()}, self.shown_values(), FinetuneConfig
+        )
 
 
 def initial_values(*, checkpoint: Checkpoint | None, preset: str, cloned: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from django.shortcuts import get_object_or_404
 
 from audioldm_site.jobs.models import Status
 from gpu.events import CHECKPOINT, PROGRESS, SAMPLE, STARTED, VALIDATED, WAITING
+from training_app import storage
 from training_app.models import Checkpoint, TrainingEvent, TrainingRun
 
 RUNS_PER_PAGE = 20
@@ -35,7 +36,16 @@ RUN_ORDERS = {
 }
 
 
-def run_page(user, *, query: str = "", status: str = "", sort: str = "", archived: bool = False, page: str | int | None = 1, per_page: int = RUNS_PER_PAGE) -> Page:
+def run_page(
+    user,
+    *,
+    query: str = "",
+    status: str = "",
+    sort: str = "",
+    archived: bool = False,
+    page: str | int | None = 1,
+    per_page: int = RUNS_PER_PAGE,
+) -> Page:
     """One page of the runs that `user` may see. `query` looks in names, tags, notes and dataset names."""
     runs = TrainingRun.objects.visible_to(user).filter(archived=archived).select_related("base_checkpoint", "owner")
     for word in query.split():
@@ -114,7 +124,9 @@ def run_snapshot(run: TrainingRun) -> dict[str, Any]:
         "waiting": newest.data if newest and newest.type == WAITING else None,
         "progress": {name: [event.data.get(name) for event in progress] for name in SERIES},
         "validations": [event.data for event in told if event.type == VALIDATED and holds(event)],
-        "samples": list({(event.data["step"], event.data["index"]): event.data for event in told if event.type == SAMPLE and holds(event)}.values()),
+        "samples": list(
+            {(event.data["step"], event.data["index"]): event.data for event in told if event.type == SAMPLE and holds(event)}.values()
+        ),
         "checkpoints": [event.data["step"] for event in told if event.type == CHECKPOINT],
         "error": {"code": run.error_code, "detail": run.error_detail} if run.error_code else None,
     }
@@ -130,7 +142,7 @@ def sample_rows(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def run_log(run: TrainingRun) -> list[TrainingEvent]:
     """What happened, newest first, without the ticking of progress."""
-    return list(run.events.filter(seq__lte=run.last_seq).exclude(type__in=[PROGRESS, WAITING]).order_by("-seq").defer("job")[:LOG_EVENTS])
+    return list(run.events.filter(seq__lte=run.last_seq).exclude(type__in=[PROGRESS, WAITING]).order_by("-seq")[:LOG_EVENTS])
 
 
 def events_after(run: TrainingRun, seq: int) -> list[dict[str, Any]]:
@@ -157,6 +169,7 @@ def checkpoint_page(user, *, query: str = "", origin: str = "", page: str | int 
         .filter(retired=False)
         .select_related("run", "base")
         .annotate(generation_count=Count("generations", distinct=True), run_count=Count("runs", distinct=True))
+        .order_by("-created_at")
     )
     for word in query.split():
         checkpoints = checkpoints.filter(Q(name__icontains=word) | Q(notes__icontains=word) | Q(run__name__icontains=word))
@@ -175,9 +188,19 @@ def usable_checkpoints(user) -> QuerySet[Checkpoint]:
     return Checkpoint.objects.visible_to(user).usable().order_by("format", "-created_at")
 
 
+def recommendations(checkpoints: QuerySet[Checkpoint]) -> dict[str, dict[str, Any]]:
+    """What each checkpoint recommends, by id. Two queries, however long the chains of fine-tunes below them."""
+    rows = {row.pk: row for row in Checkpoint.objects.only("base", "format", "defaults")}
+    for row in rows.values():
+        row.base = rows.get(row.base_id)
+    return {str(pk): storage.recommended(rows[pk]) for pk in checkpoints.values_list("pk", flat=True)}
+
+
 def descendants(user, checkpoint: Checkpoint) -> list[TrainingRun]:
     """Visible runs that started from this checkpoint, the newest first."""
-    return list(TrainingRun.objects.visible_to(user).filter(Q(base_checkpoint=checkpoint) | Q(resume_from=checkpoint)).order_by("-created_at")[:20])
+    return list(
+        TrainingRun.objects.visible_to(user).filter(Q(base_checkpoint=checkpoint) | Q(resume_from=checkpoint)).order_by("-created_at")[:20]
+    )
 
 
 def _thinned(events: QuerySet[TrainingEvent]) -> list[TrainingEvent]:

@@ -26,7 +26,13 @@ from training_app.forms import ContinueForm, NotesForm, RunForm, initial_values,
 from training_app.models import Checkpoint, TrainingRun
 
 SPECTROGRAM = {"width": 1000, "height": 200}
-SHOWN_FILES = {".wav": "audio/wav", ".flac": "audio/flac", ".json": "application/json", ".jsonl": "text/plain; charset=utf-8", ".txt": "text/plain; charset=utf-8"}
+SHOWN_FILES = {
+    ".wav": "audio/wav",
+    ".flac": "audio/flac",
+    ".json": "application/json",
+    ".jsonl": "text/plain; charset=utf-8",
+    ".txt": "text/plain; charset=utf-8",
+}
 A_WEEK_S = 7 * 24 * 3600
 
 
@@ -61,7 +67,7 @@ def new(request: HttpRequest) -> HttpResponse:
         "chosen": {
             "presets": PRESETS,
             "defaults": FinetuneConfig().to_dict(),
-            "recommended": {str(checkpoint.pk): storage.recommended(checkpoint) for checkpoint in form.fields["checkpoint"].queryset},
+            "recommended": selectors.recommendations(form.fields["checkpoint"].queryset),
         },
     }
     return render(request, "training/new.html", context, status=422 if form.is_bound else 200)
@@ -112,7 +118,13 @@ def stop(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
     waiting = found.status == Status.QUEUED
     save = request.POST.get("how") != "now"
     if services.request_stop(found, save=save):
-        text = "Taken out of the line." if waiting else "Stopping: a checkpoint is saved first." if save else "Stopping at the next step, without saving."
+        text = (
+            "Taken out of the line."
+            if waiting
+            else "Stopping: a checkpoint is saved first."
+            if save
+            else "Stopping at the next step, without saving."
+        )
         messages.success(request, text)
     else:
         messages.warning(request, "This run had ended already.")
@@ -136,7 +148,12 @@ def sample(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
 @require_POST
 def resume(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
     found = selectors.visible_run(request.user, pk)
-    _say(request, services.resume(found), "Back in line: the run goes on from its last checkpoint.", "Only a stopped or failed run can be resumed.")
+    _say(
+        request,
+        services.resume(found),
+        "Back in line: the run goes on from its last checkpoint.",
+        "Only a stopped or failed run can be resumed.",
+    )
     return redirect("training:run", pk)
 
 
@@ -278,7 +295,12 @@ def _create(request: HttpRequest, form: RunForm) -> TrainingRun | None:
     chosen = form.cleaned_data
     try:
         return services.create_run(
-            owner=request.user, dataset=chosen["dataset"], base_checkpoint=chosen["checkpoint"], values=form.values(), name=chosen["name"], tags=chosen["tags"]
+            owner=request.user,
+            dataset=chosen["dataset"],
+            base_checkpoint=chosen["checkpoint"],
+            values=form.values(),
+            name=chosen["name"],
+            tags=chosen["tags"],
         )
     except Fault as fault:
         form.add_error(None, fault.message)
@@ -291,7 +313,11 @@ def _initial(request: HttpRequest) -> dict[str, Any]:
     cloned = None
     if wanted := _uuid(request.GET.get("clone")):
         cloned = services.clone_values(selectors.visible_run(request.user, wanted))
-    checkpoint = selectors.usable_checkpoints(request.user).filter(pk=_uuid(request.GET.get("checkpoint")) or (cloned or {}).get("base_checkpoint")).first()
+    checkpoint = (
+        selectors.usable_checkpoints(request.user)
+        .filter(pk=_uuid(request.GET.get("checkpoint")) or (cloned or {}).get("base_checkpoint"))
+        .first()
+    )
     values = initial_values(checkpoint=checkpoint, preset=request.GET.get("preset", ""), cloned=cloned)
     if dataset := _uuid(request.GET.get("dataset")):
         values["dataset"] = dataset

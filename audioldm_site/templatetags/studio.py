@@ -32,7 +32,9 @@ def icon(name: str) -> SafeString:
     """One drawing of icons.svg, hidden from screen readers: the words beside it say what it means."""
     return format_html(
         '<svg class="icon icon-{}" viewBox="0 0 24 24" aria-hidden="true"><use href="{}#{}"></use></svg>',
-        name, static("audioldm_site/icons.svg"), name,
+        name,
+        static("audioldm_site/icons.svg"),
+        name,
     )
 
 
@@ -58,14 +60,24 @@ def waveform(peaks: Sequence[float] | None, bars: int = 120) -> SafeString:
     path = waveform_path(peaks or [], bars=bars)
     return format_html(
         '<svg viewBox="0 0 {} 100" preserveAspectRatio="none" aria-hidden="true" focusable="false"><path d="{}"></path></svg>',
-        max(min(bars, len(peaks or [])), 1), path,
+        max(min(bars, len(peaks or [])), 1),
+        path,
     )
 
 
 @register.inclusion_tag("components/sound.html")
-def sound(src: str, peaks: Sequence[float] | None = None, duration_s: float | None = None, title: str = "", size: str = "") -> dict[str, Any]:
+def sound(
+    src: str, peaks: Sequence[float] | None = None, duration_s: float | None = None, title: str = "", size: str = ""
+) -> dict[str, Any]:
     """Play button, waveform to seek in, and length. `size`: "", "thin" or "large". Without JavaScript the browser's own player."""
-    return {"src": src, "peaks": peaks or [], "duration_s": duration_s, "title": title, "size": size, "bars": MAX_BARS if size == "large" else 120}
+    return {
+        "src": src,
+        "peaks": peaks or [],
+        "duration_s": duration_s,
+        "title": title,
+        "size": size,
+        "bars": MAX_BARS if size == "large" else 120,
+    }
 
 
 @register.simple_tag(takes_context=True)
@@ -77,7 +89,9 @@ def nav_tab(context: dict[str, Any], view_name: str, label: str, symbol: str) ->
         return ""
     match = getattr(context.get("request"), "resolver_match", None)
     here = match is not None and (match.view_name == view_name or (":" in view_name and match.app_name == view_name.split(":")[0]))
-    return format_html('<a class="tab" href="{}"{}>{}<span>{}</span></a>', address, SafeString(' aria-current="page"' if here else ""), icon(symbol), label)
+    return format_html(
+        '<a class="tab" href="{}"{}>{}<span>{}</span></a>', address, SafeString(' aria-current="page"' if here else ""), icon(symbol), label
+    )
 
 
 @register.filter
@@ -86,8 +100,16 @@ def moment(value: datetime | None, style: str = "") -> SafeString | str:
     if _absent(value):
         return DASH
     value = timezone.localtime(value)
-    text = f"{timesince(value, depth=1)} ago" if style == "ago" else f"{value:%H:%M:%S}" if style == "time" else f"{value:%-d %b %Y, %H:%M} UTC"
-    return format_html('<time datetime="{}" data-moment="{}" title="{} UTC">{}</time>', value.isoformat(), style, f"{value:%Y-%m-%d %H:%M:%S}", text)
+    text = (
+        f"{timesince(value, depth=1)} ago"
+        if style == "ago"
+        else f"{value:%H:%M:%S}"
+        if style == "time"
+        else f"{value:%-d %b %Y, %H:%M} UTC"
+    )
+    return format_html(
+        '<time datetime="{}" data-moment="{}" title="{} UTC">{}</time>', value.isoformat(), style, f"{value:%Y-%m-%d %H:%M:%S}", text
+    )
 
 
 @register.filter
@@ -188,10 +210,14 @@ def chart_line(values: Sequence[float | None]) -> SafeString | str:
     if len(known) < 2 or min(known) == max(known):
         return ""
     low, high = min(known), max(known)
-    points = " ".join(f"{300 * index / (len(known) - 1):.1f},{58 - 56 * (value - low) / (high - low):.1f}" for index, value in enumerate(known))
+    points = " ".join(
+        f"{300 * index / (len(known) - 1):.1f},{58 - 56 * (value - low) / (high - low):.1f}" for index, value in enumerate(known)
+    )
     return format_html(
         '<svg class="chart-line" viewBox="0 0 300 60" preserveAspectRatio="none" role="img" aria-label="{} to {}"><polyline points="{}"></polyline></svg>',
-        figure(known[0]), figure(known[-1]), points,
+        figure(known[0]),
+        figure(known[-1]),
+        points,
     )
 
 
@@ -199,7 +225,6 @@ def chart_line(values: Sequence[float | None]) -> SafeString | str:
 def tag_list(value: str) -> list[str]:
     """The tags of a comma-separated field."""
     return [tag.strip() for tag in (value or "").split(",") if tag.strip()]
-
 
 
 @register.inclusion_tag("components/worker_banner.html")

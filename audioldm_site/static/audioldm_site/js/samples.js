@@ -95,7 +95,7 @@ export function sampleBrowser(section, addresses) {
     const wave = Object.assign(document.createElement("span"), { className: "wave" });
     wave.append(waveformSvg(sample.peaks ?? [], CELL_BARS));
     const facts = Object.assign(document.createElement("span"), { className: "row" });
-    const label = Object.assign(document.createElement("span"), { className: "cell-step", textContent: sample.step === 0 ? "before" : whole(sample.step) });
+    const label = Object.assign(document.createElement("span"), { className: "cell-step", textContent: whole(sample.step) });
     const mark = Object.assign(document.createElement("span"), { textContent: score });
     if (sample.flags?.length) mark.textContent += " !";
     if (unheard.has(key(sample))) facts.classList.add("cell-new");
