@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from django.apps import AppConfig
@@ -15,7 +16,10 @@ class DatasetsAppConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        from django_q.signals import post_spawn  # needs the models
+
         post_migrate.connect(_offer_demo, sender=self)
+        post_spawn.connect(_recover_imports)
 
 
 def _offer_demo(**kwargs: object) -> None:
@@ -25,3 +29,12 @@ def _offer_demo(**kwargs: object) -> None:
     from datasets_app import services
 
     services.ensure_demo(DEMO)
+
+
+def _recover_imports(**kwargs: object) -> None:
+    """A starting datasets worker looks after imports that died with the one before."""
+    if os.environ.get("Q_CLUSTER_NAME") != "datasets":
+        return
+    from datasets_app import services
+
+    services.recover_imports()

@@ -239,6 +239,7 @@ def safe_name(written: str, *, limits: Limits = LIMITS) -> str:
     """
     name = unicodedata.normalize("NFC", written)
     parts = [part for part in PurePosixPath(name).parts if part != "/"]
+    clean = "/".join(parts)
     reason = ""
     if name.startswith("/") or DRIVE.match(name):
         reason = "is an absolute path"
@@ -252,11 +253,11 @@ def safe_name(written: str, *, limits: Limits = LIMITS) -> str:
         reason = "leads out of the folder"
     elif any(part.split(".")[0].rstrip().upper() in DEVICES for part in parts):
         reason = "is the name of a device on Windows"
-    elif len(name.encode()) > limits.path_bytes or any(len(part.encode()) > limits.name_bytes for part in parts):
+    elif len(clean.encode()) > limits.path_bytes or any(len(part.encode()) > limits.name_bytes for part in parts):
         reason = f"is longer than {limits.path_bytes} bytes, or than {limits.name_bytes} between two slashes"
     if reason:
         raise Fault("archive.path_unsafe", f"the name {written[:200]!r} {reason}")
-    return "/".join(parts)
+    return clean
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from gpu.sound import CLIPPED_SHARE, DC_OFFSET, SILENCE_DBFS, WAV_FORMATS, Sound
 MIN_DURATION_S = 0.05
 VERY_SHORT_S = 0.25
 VERY_LONG_S = 120.0
+MAX_NAME = 500
 UNUSABLE_FLAGS = frozenset({"not_finite"})
 """A clip with one of these can never be trained on; NaN would spread to every weight."""
 EXCLUDED_FLAGS = frozenset({"silent"}) | UNUSABLE_FLAGS
@@ -97,7 +98,7 @@ class NoUsableClips(Fault):
 
 def clean_caption(text: str) -> str:
     """One line, single spaces, NFC: what the text encoders see anyway."""
-    return " ".join(unicodedata.normalize("NFC", text.replace("\0", "")).split())
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def _listed(rows: list[Row], source: Source, problems: list[Problem]) -> Iterator[tuple[Row, str]]:
@@ -203,9 +204,9 @@ def _clip(row: Row, name: str, sha256: str, size_bytes: int, sound: SoundFacts, 
     return ClipFacts(
         line=row.line,
         path=name,
-        original_name=row.audio,
+        original_name=row.audio[:MAX_NAME],
         caption=caption,
-        original_caption=row.caption.replace("\0", ""),
+        original_caption=row.caption,
         sha256=sha256,
         size_bytes=size_bytes,
         sound=sound,

@@ -38,6 +38,7 @@ def read_metadata(content: bytes) -> tuple[list[Row], list[Problem]]:
         Fault: `dataset.columns_missing`, `dataset.no_rows`.
     """
     text, problems = _decode(content)
+    text = text.replace("\0", "")  # PostgreSQL stores none
     first = 1
     if text[:4].lower() == "sep=":  # Excel's own first line
         _, _, text = text.partition("\n")

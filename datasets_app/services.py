@@ -165,7 +165,7 @@ def update_clip(clip: Clip, *, caption: str | None = None, split: str | None = N
     """
     changed = []
     if caption is not None:
-        clip.caption = clean_caption(caption)
+        clip.caption = clean_caption(caption.replace("\0", ""))
         flags = [flag for flag in clip.flags if flag != "no_caption"]
         clip.flags = flags if clip.caption else [*flags, "no_caption"]
         changed += ["caption", "flags"]

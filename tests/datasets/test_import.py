@@ -194,6 +194,11 @@ def test_unlisted_sounds_are_counted_and_left_behind(make_dataset):
     assert len(list(dataset.folder.iterdir())) == 2
 
 
+def test_a_name_written_at_length_is_found_and_cut_for_the_row(make_dataset):
+    clip = make_dataset({"a.wav": wav()}, metadata=table(("./" * 400 + "a.wav", "x"))).clips.get()
+    assert (clip.path, len(clip.original_name)) == ("a.wav", 500)
+
+
 def test_captions_become_one_line_and_the_original_is_kept(make_dataset):
     clip = make_dataset({"a.wav": wav()}, metadata=table(("a.wav", "  A  dog\n barks cafe\u0301 "))).clips.get()
     assert clip.caption == "A dog barks café"

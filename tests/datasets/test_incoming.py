@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from django.core.management import call_command
 from django_q.models import OrmQ
+from django_q.signals import post_spawn
 
 from datasets_app import services
 from datasets_app.apps import DEMO, _offer_demo
@@ -59,7 +60,8 @@ def test_a_dropped_folder_is_imported(incoming):
     folder.mkdir()
     (folder / "metadata.csv").write_text(table_of(["a.wav"]))
     (folder / "a.wav").write_bytes(wav())
-    services.scan_incoming() if settled(folder) else None
+    settled(folder)
+    services.scan_incoming()
     import_all()
     assert Dataset.objects.get().clips.count() == 1
     assert (incoming / "imported" / "rain" / "a.wav").exists()
@@ -215,6 +217,14 @@ def test_an_import_that_died_is_put_in_line_again(tmp_path):
     dataset = waiting_dataset(tmp_path)
     assert [found.pk for found in services.recover_imports()] == [dataset.pk]
     assert OrmQ.objects.count() == 1
+
+
+@pytest.mark.parametrize(("name", "expected"), [("datasets", 1), ("training", 0)])
+def test_a_starting_datasets_worker_looks_after_them(tmp_path, monkeypatch, name, expected):
+    waiting_dataset(tmp_path)
+    monkeypatch.setenv("Q_CLUSTER_NAME", name)
+    post_spawn.send(sender="django_q", proc_name="worker")
+    assert OrmQ.objects.count() == expected
 
 
 def test_an_import_whose_file_is_gone_fails_honestly(tmp_path, settings):

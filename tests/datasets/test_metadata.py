@@ -105,6 +105,10 @@ def test_a_field_beyond_all_bounds_is_reported():
     assert problems(content) == [(3, "row.unreadable")]
 
 
+def test_nuls_are_dropped():
+    assert rows("audio,cap\0tion\na.\0wav,A \0dog\n") == [(2, "a.wav", "A dog")]
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 def test_utf16_is_read_and_reported(encoding):
     content = "audio,caption\na.wav,Ein Hündchen\n".encode(encoding)
@@ -142,7 +146,7 @@ def test_a_table_that_cannot_be_used_is_refused(content, code):
 
 
 def test_the_refusal_names_the_columns_that_there_are():
-    with pytest.raises(Fault, match="audio, label.*needs audio and caption"):
+    with pytest.raises(Fault, match=r"audio, label.*needs audio and caption"):
         read_metadata(b"audio,label\na.wav,dog\n")
 
 
