@@ -25,7 +25,7 @@ from training_app import selectors, services, storage
 from training_app.forms import ContinueForm, NotesForm, RunForm, initial_values, preset_cards
 from training_app.models import Checkpoint, TrainingRun
 
-SPECTROGRAM = {"width": 1000, "height": 200}
+SPECTROGRAM = {"width": 800, "height": 160}
 SHOWN_FILES = {
     ".wav": "audio/wav",
     ".flac": "audio/flac",

@@ -7,6 +7,8 @@ if (form instanceof HTMLFormElement) attach(form);
 
 /** @param {HTMLFormElement} form */
 function attach(form) {
+  // Not form.dataset: a field of that name hides it.
+  const command = form.getAttribute("data-command") ?? "";
   const choices = JSON.parse(document.getElementById("config-choices")?.textContent ?? "{}");
   const { defaults, presets = {}, recommended = {} } = choices;
   /** @type {Set<string>} fields that the reader changed by hand: recommendations leave them alone */
@@ -41,12 +43,12 @@ function attach(form) {
       const select = /** @type {any} */ (field(name));
       return select instanceof HTMLSelectElement && select.value ? (select.selectedOptions[0].textContent ?? "…") : "…";
     };
-    const isTraining = form.dataset.command === "finetune";
+    const isTraining = command === "finetune";
     /** @type {[string, string][]} */
     const parts = isTraining
       ? [["--dataset", chosen("dataset")], ["--checkpoint", chosen("checkpoint")]]
       : [["prompt", field("prompt")?.value || "…"], ["--checkpoint", chosen("checkpoint")]];
-    output.textContent = commandLine(form.dataset.command ?? "", parts, values(), defaults, isTraining ? [] : ["prompt"]);
+    output.textContent = commandLine(command, parts, values(), defaults, isTraining ? [] : ["prompt"]);
   }
 
   const recommendation = () => recommended[field("checkpoint")?.value ?? ""] ?? {};

@@ -8,7 +8,8 @@ const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 15_000;
 const POLL_MS = 2_500;
 const ATTEMPTS_BEFORE_POLLING = 3;
-const CLOSED_FOR_STRANGERS = 4404;
+/** Not logged in any more, or nothing to see: no use in trying again. */
+const CLOSED_FOR_GOOD = [4401, 4404];
 
 /**
  * How long to wait before the n-th attempt (from 1): doubling, with a spread so that many pages do not come back at once.
@@ -45,7 +46,7 @@ export function follow({ socket, events, seq, onEvents, onConnection }) {
     ws.addEventListener("message", ({ data }) => receive(ws, JSON.parse(data)));
     ws.addEventListener("close", ({ code }) => {
       if (ws !== current) return;
-      if (code === CLOSED_FOR_STRANGERS) {
+      if (CLOSED_FOR_GOOD.includes(code)) {
         onConnection("gone");
         return;
       }

@@ -3,7 +3,7 @@ import { replaceFragments } from "./refresh.js";
 
 document.addEventListener("submit", async (event) => {
   const form = event.target;
-  if (event.defaultPrevented || !(form instanceof HTMLFormElement) || !form.dataset.quiet) return;
+  if (event.defaultPrevented || !(form instanceof HTMLFormElement) || !form.hasAttribute("data-quiet")) return;
   event.preventDefault();
   const buttons = form.querySelectorAll("button");
   for (const button of buttons) button.disabled = true;
@@ -11,7 +11,7 @@ document.addEventListener("submit", async (event) => {
     const response = await fetch(form.action, { method: "POST", body: new FormData(form, event.submitter) });
     if (!response.ok) throw new Error(`${form.action} answered ${response.status}`);
     const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
-    if (new URL(response.url).pathname === location.pathname) replaceFragments(form.dataset.quiet.split(" "), fresh);
+    if (new URL(response.url).pathname === location.pathname) replaceFragments((form.getAttribute("data-quiet") ?? "").split(" "), fresh);
     else location.assign(response.url);
   } catch {
     // The plain way shows whatever is wrong.

@@ -115,7 +115,7 @@ function drawer(page, addresses) {
 function drawNumbers(page, state) {
   const latest = state.latest ?? {};
   const running = state.status === "running";
-  const share = state.max_steps ? Math.floor((100 * state.step) / state.max_steps) : 0;
+  const share = state.max_steps ? Math.min(100, Math.floor((100 * state.step) / state.max_steps)) : 0;
   const left_s = running ? leftNow(latest) : null;
   const validations = state.validations.map(({ loss }) => loss).filter((value) => value !== null && value !== undefined);
   /** @type {Record<string, string>} */

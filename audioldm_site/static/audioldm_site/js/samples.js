@@ -53,6 +53,18 @@ export function sampleBrowser(section, addresses) {
     return { src: address(addresses.files, sample), title: `${prompt} · step ${whole(sample.step)}`, gain };
   }
 
+  /** The address carries the sound's hash, so that a picture is fetched once. @param {Record<string, any>} sample */
+  const picture = (sample) => `${address(addresses.spectrograms, sample)}?v=${(sample.sha256 ?? "").slice(0, 12)}`;
+
+  /** Have the pictures of the neighbours ready before an arrow key asks for them. */
+  function prefetch() {
+    for (const direction of Object.values(ARROWS)) {
+      const { row, column } = moved(matrix, selected, /** @type {[number, number]} */ (direction));
+      const neighbour = matrix.rows[row]?.takes[column];
+      if (neighbour) new Image().src = picture(neighbour);
+    }
+  }
+
   function drawTable() {
     const head = find("matrix-steps");
     head.replaceChildren(document.createElement("td"), ...matrix.steps.map((step, column) => stepHeading(step, column)));
@@ -128,7 +140,9 @@ export function sampleBrowser(section, addresses) {
     const wave = /** @type {HTMLElement} */ (take.querySelector(".wave"));
     wave.replaceChildren(waveformSvg(sample.peaks ?? []));
     wave.classList.toggle("wave-flat", !sample.peaks?.length);
-    spectrogram.src = `${addresses.spectrograms}${sample.audio.split("/").map(encodeURIComponent).join("/")}?v=${(sample.sha256 ?? "").slice(0, 12)}`;
+    // The picture of another sound must not stand there while this one's is drawn.
+    spectrogram.classList.add("is-loading");
+    spectrogram.src = picture(sample);
     spectrogram.alt = `Spectrogram of step ${sample.step}`;
     find("take-download").setAttribute("href", sound.src);
     const time = take.querySelector("[data-sound-time]");
@@ -169,6 +183,11 @@ export function sampleBrowser(section, addresses) {
     select(to, { focus: true });
     const sample = chosen();
     if (sample && follow) player.swap(soundOf(sample));
+  });
+
+  spectrogram.addEventListener("load", () => {
+    spectrogram.classList.remove("is-loading");
+    prefetch();
   });
 
   match.addEventListener("change", () => {

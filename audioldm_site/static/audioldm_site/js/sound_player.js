@@ -12,6 +12,8 @@ audio.preload = "auto";
 
 /** @type {Sound | null} */
 let current = null;
+/** Where a sound that is still loading will start. @type {number | null} */
+let pending_s = null;
 /** @type {Set<() => void>} */
 const listeners = new Set();
 let frame = 0;
@@ -31,7 +33,7 @@ export const player = {
     return {
       sound: current,
       playing: !audio.paused && !audio.ended,
-      position_s: audio.currentTime,
+      position_s: pending_s ?? audio.currentTime,
       duration_s: Number.isFinite(audio.duration) ? audio.duration : 0,
       failed: audio.error !== null && current !== null,
       loop: audio.loop,
@@ -51,8 +53,7 @@ export const player = {
    */
   play(sound, { at_s } = {}) {
     if (current?.src !== sound.src) {
-      audio.src = sound.src;
-      if (at_s) seekWhenLoaded(sound.src, at_s);
+      load(sound.src, at_s ?? 0);
     } else if (at_s !== undefined) {
       audio.currentTime = at_s;
     }
@@ -70,10 +71,9 @@ export const player = {
       player.play(sound, { at_s: position_s });
       return;
     }
-    audio.src = sound.src;
+    load(sound.src, position_s);
     current = sound;
     audio.volume = sound.gain ?? 1;
-    if (position_s) seekWhenLoaded(sound.src, position_s);
     tell();
   },
 
@@ -101,17 +101,18 @@ export const player = {
     audio.removeAttribute("src");
     audio.load();
     current = null;
+    pending_s = null;
     tell();
   },
 };
 
 /** @param {string} src @param {number} at_s */
-function seekWhenLoaded(src, at_s) {
-  audio.addEventListener(
-    "loadedmetadata",
-    () => {
-      if (current?.src === src) audio.currentTime = Math.min(at_s, Math.max(0, audio.duration - 0.01));
-    },
-    { once: true },
-  );
+function load(src, at_s) {
+  pending_s = at_s;
+  audio.src = src;
 }
+
+audio.addEventListener("loadedmetadata", () => {
+  if (pending_s) audio.currentTime = Math.min(pending_s, Math.max(0, audio.duration - 0.01));
+  pending_s = null;
+});

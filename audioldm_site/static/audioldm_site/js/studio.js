@@ -3,6 +3,7 @@ import "./confirm.js";
 import "./copy.js";
 import "./autosubmit.js";
 import "./dock.js";
+import "./messages.js";
 import "./moments.js";
 import "./quiet_forms.js";
 import "./refresh.js";
