@@ -36,14 +36,38 @@ function open(page) {
     onEvents(events) {
       const before = state;
       state = events.reduce(reduce, state);
-      const fragments = changedFragments(before, state, events.map(({ type }) => type));
-      if (fragments.length) refreshFragments(fragments).catch(() => {});
+      redrawByServer(changedFragments(before, state, events.map(({ type }) => type)));
       later();
     },
     onConnection: (connection) => drawConnection(page, connection),
   });
   draw(state);
   setInterval(later, 15_000);
+}
+
+/** @type {Set<string>} */
+const stale = new Set();
+let fetching = false;
+
+/** One request at a time, and at most one a second: a validation says a dozen things in a moment. @param {string[]} names */
+async function redrawByServer(names) {
+  for (const name of names) stale.add(name);
+  if (fetching || !stale.size) return;
+  fetching = true;
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  const now = [...stale];
+  stale.clear();
+  let wait_ms = 700;
+  try {
+    await refreshFragments(now);
+  } catch {
+    for (const name of now) stale.add(name);
+    wait_ms = 5_000;
+  }
+  setTimeout(() => {
+    fetching = false;
+    redrawByServer([]);
+  }, wait_ms);
 }
 
 /**
