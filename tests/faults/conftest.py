@@ -17,15 +17,19 @@ import pytest
 from django.conf import settings as django_settings
 from django.db import connection
 
-from audioldm_site.jobs import queue
+from audioldm_site.jobs import processes, queue
 from audioldm_site.jobs.models import Status
+from gpu.events import read_events
 from training_app.models import TrainingRun
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
-def _no_built_in_trainer(monkeypatch, transactional_db) -> None:
+def _trainer(request, monkeypatch, transactional_db) -> None:
+    """The trainer that trains nothing, except in modules that say REAL_TRAINER."""
+    if getattr(request.module, "REAL_TRAINER", False):
+        return
     monkeypatch.setitem(queue.TASKS, "training", "tests.faults.tasks.run_training")
     monkeypatch.setattr(TrainingRun, "apply_event", lambda self, event: None)
 
@@ -45,7 +49,7 @@ def make_run(alice) -> Callable[..., TrainingRun]:
 
 
 @pytest.fixture
-def environment() -> dict[str, str]:
+def environment(request) -> dict[str, str]:
     return {
         **os.environ,
         "DJANGO_SETTINGS_MODULE": "tests.faults.settings",
@@ -53,6 +57,7 @@ def environment() -> dict[str, str]:
         "TEST_DATABASE": str(connection.settings_dict["NAME"]),
         "SECRET_KEY": django_settings.SECRET_KEY,
         "PYTHONPATH": str(ROOT),
+        "FAKE_TRAINER": "0" if getattr(request.module, "REAL_TRAINER", False) else "1",
     }
 
 
@@ -135,6 +140,22 @@ def is_running(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def the_trainer(run: TrainingRun) -> int:
+    return wait_for(lambda: processes.processes_of(run))[0].pid
+
+
+def the_worker(run: TrainingRun) -> int:
+    return psutil.Process(the_trainer(run)).ppid()
+
+
+def assert_whole(run: TrainingRun) -> None:
+    """No event is missing or doubled, and the file says what the rows say."""
+    seqs = list(run.events.values_list("seq", flat=True))
+    assert seqs == list(range(1, len(seqs) + 1))
+    assert [event.seq for event in read_events(run.folder)] == seqs
+    assert run.last_seq == len(seqs)
 
 
 def steps_of(run: TrainingRun, attempt: int) -> list[int]:

@@ -4,34 +4,15 @@ from __future__ import annotations
 
 import signal
 
-import psutil
 import pytest
 from django.utils import timezone
 from django_q.models import OrmQ
 
-from audioldm_site.jobs import processes, queue
+from audioldm_site.jobs import queue
 from audioldm_site.jobs.models import Status
-from tests.faults.conftest import family, is_running, kill, reached, status_is, steps_of, wait_for
+from tests.faults.conftest import assert_whole, family, is_running, kill, reached, status_is, steps_of, the_trainer, the_worker, wait_for
 
 pytestmark = pytest.mark.faults
-
-
-def the_trainer(run) -> int:
-    return wait_for(lambda: processes.processes_of(run))[0].pid
-
-
-def the_worker(run) -> int:
-    return psutil.Process(the_trainer(run)).ppid()
-
-
-def assert_whole(run) -> None:
-    """No event is missing or doubled, and the file says what the rows say."""
-    from gpu.events import read_events
-
-    seqs = list(run.events.values_list("seq", flat=True))
-    assert seqs == list(range(1, len(seqs) + 1))
-    assert [event.seq for event in read_events(run.folder)] == seqs
-    assert run.last_seq == len(seqs)
 
 
 def test_a_run_in_line_is_done(make_run, start_cluster) -> None:
