@@ -30,7 +30,7 @@ def train_diffusion(
     """
     trained = nn.ModuleDict({name: getattr(pipeline, name) for name in TRAINED_PARTS})
     pipeline.text_encoder.requires_grad_(False)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     ema = Ema(trained, decay=recipe.ema_decay)
     training = Training(
         folder / "diffusion.pt", parts={"trained": trained, "optimizer": optimizer, "ema": ema},

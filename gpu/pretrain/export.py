@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AudioLDM2Pipeline, DPMSolverMultistepScheduler
+from diffusers import AudioLDM2Pipeline
 
 STUDIO_FILE = "studio.json"
 
 
 def export(pipeline: AudioLDM2Pipeline, folder: Path, *, studio: dict[str, Any]) -> Path:
-    """Write the pipeline at half precision, with a sampler that needs few steps, and the facts that a studio asks for.
+    """Write the pipeline at half precision, and beside it the facts that a studio asks for.
 
     Read it with `AudioLDM2Pipeline.from_pretrained(folder, dtype=torch.float32)`: without the dtype, half of the parts would
     be loaded as they were written and half not.
     """
-    pipeline.register_modules(scheduler=DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config))
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
     (folder / STUDIO_FILE).write_text(json.dumps(studio, indent=2) + "\n", encoding="utf-8")
