@@ -29,10 +29,11 @@ test: $(VENV)/.installed-for-tests
 	if command -v node >/dev/null; then npm test --silent; else echo "SKIPPED: node is missing, the JavaScript tests were not run"; fi
 
 demo: setup
+	$(BIN)/python manage.py migrate --verbosity 0
 	$(BIN)/python manage.py demo
 
 bench: $(VENV)/.installed-for-tests
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m benchmarks
 
 lint: $(VENV)/.installed-for-tests
 	$(BIN)/ruff check .

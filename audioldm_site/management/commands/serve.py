@@ -51,7 +51,7 @@ class Command(BaseCommand):
 
     def _greet(self) -> None:
         environment = settings.ENVIRONMENT
-        shown = "localhost" if environment.host in (*LOCAL_HOSTS, "0.0.0.0", "::") else environment.host
+        shown = "127.0.0.1" if environment.host in (*LOCAL_HOSTS, "0.0.0.0", "::") else environment.host
         address = f"http://{shown}:{environment.port}/"
         created = first_run.create_admin_from_environment()
         token = first_run.new_setup_token()
