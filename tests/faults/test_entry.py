@@ -80,7 +80,7 @@ def test_the_entry_serves_from_an_empty_folder_as_another_user(empty_folder):
         wait_for(lambda: process.poll() is not None or answer(port) == 200, seconds=90)
         printed = (empty_folder / "output.txt").read_text()
         assert process.poll() is None, printed
-        assert f"http://localhost:{port}/setup/" in printed
+        assert f"http://127.0.0.1:{port}/setup/" in printed
         assert data_dir.joinpath("db.sqlite3").stat().st_uid == NOBODY
         assert data_dir.joinpath("secret_key").stat().st_mode & 0o077 == 0
     finally:
