@@ -86,6 +86,7 @@ def parameter_field(parameter: Parameter) -> forms.Field:
     field.wide = parameter.type is list or parameter.multiline
     field.is_check = parameter.type is bool
     field.warning = ""
+    field.warn_above = parameter.warn_above
     return field
 
 

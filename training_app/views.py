@@ -5,12 +5,14 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+from django.conf import settings
 from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import redirect, render
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.text import slugify
 from django.views.decorators.http import require_GET, require_POST
 
@@ -88,6 +90,8 @@ def run(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
         "fault": faults.explain(found.error_code, found.error_detail) if failed else None,
         "log_tail": selectors.log_tail(found) if failed else "",
         "place": selectors.places_in_line().get(found.pk) if found.status == Status.QUEUED else None,
+        "spent": _spent(found),
+        "price_per_hour": settings.ENVIRONMENT.price_per_hour,
         "worker_alive": queue.workers_alive("training"),
         "can_resume": found.status in (Status.FAILED, Status.CANCELLED),
         "can_continue": found.status in ENDED and any(row.has_resume_state and not row.missing for row in checkpoints),
@@ -324,6 +328,14 @@ def _initial(request: HttpRequest) -> dict[str, Any]:
     if checkpoint:
         values["checkpoint"] = checkpoint.pk
     return values
+
+
+def _spent(run: TrainingRun) -> float | None:
+    """What the newest attempt has cost until now; None where no price is set."""
+    if not settings.ENVIRONMENT.price_per_hour or run.started_at is None:
+        return None
+    until = run.finished_at or timezone.now()
+    return (until - run.started_at).total_seconds() / 3600 * settings.ENVIRONMENT.price_per_hour
 
 
 def _queued_words(run: TrainingRun) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from datetime import timedelta
@@ -406,6 +407,17 @@ def test_a_high_guidance_is_warned_about(alice_client, alices_run):
     page = alice_client.get(reverse("training:new"), {"clone": alices_run.pk}).content.decode()
 
     assert "guidance_scale (20.0) is above 15" in page
+
+
+def test_what_a_run_has_cost_is_shown_where_a_price_is_set(alice_client, alices_run, settings):
+    alices_run.started_at = timezone.now() - timedelta(hours=2)
+    alices_run.save()
+    address = reverse("training:run", args=[alices_run.pk])
+    assert alice_client.get(address).context["spent"] is None
+
+    settings.ENVIRONMENT = dataclasses.replace(settings.ENVIRONMENT, price_per_hour=0.79)
+
+    assert alice_client.get(address).context["spent"] == pytest.approx(1.58, abs=0.01)
 
 
 def test_nonsense_in_the_address_is_no_error(alice_client):

@@ -23,6 +23,7 @@ function attach(form) {
       if (input.type === "checkbox") input.checked = Boolean(value);
       else input.value = Array.isArray(value) ? value.join("\n") : String(value);
     }
+    warn();
     showCommand();
   }
 
@@ -49,6 +50,20 @@ function attach(form) {
       ? [["--dataset", chosen("dataset")], ["--checkpoint", chosen("checkpoint")]]
       : [["prompt", field("prompt")?.value || "…"], ["--checkpoint", chosen("checkpoint")]];
     output.textContent = commandLine(command, parts, values(), defaults, isTraining ? [] : ["prompt"]);
+  }
+
+  /** Values that are allowed and probably not meant are said before the form is sent, in the server's words. */
+  function warn() {
+    for (const element of form.querySelectorAll("[data-warn-above]")) {
+      const box = element.closest("[data-field]");
+      const name = box?.getAttribute("data-field") ?? "";
+      const value = field(name)?.value ?? "";
+      const limit = element.getAttribute("data-warn-above");
+      const text = element.querySelector("span");
+      const help = box?.querySelector(".help")?.textContent ?? "";
+      /** @type {HTMLElement} */ (element).hidden = value === "" || !(Number(value) > Number(limit));
+      if (text) text.textContent = `${name} (${value}) is above ${Number(limit)}: ${help}`;
+    }
   }
 
   const recommendation = () => recommended[field("checkpoint")?.value ?? ""] ?? {};
@@ -79,6 +94,7 @@ function attach(form) {
     for (const card of form.querySelectorAll("[data-preset]")) {
       if (name in defaults) card.removeAttribute("aria-current");
     }
+    warn();
     showCommand();
   });
 

@@ -79,7 +79,7 @@ async function redrawByServer(names) {
 function changedFragments(before, after, types) {
   const names = new Set();
   const noteworthy = types.some((type) => !["progress", "waiting"].includes(type));
-  if (noteworthy) names.add("log");
+  if (noteworthy) names.add("log").add("spent");
   if (before.checkpoints !== after.checkpoints) names.add("checkpoints");
   if (before.status !== after.status || types.some((type) => ["started", "finished", "stopped", "failed"].includes(type))) {
     for (const name of ["status", "actions", "notices", "checkpoints"]) names.add(name);

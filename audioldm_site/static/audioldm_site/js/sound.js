@@ -1,4 +1,4 @@
-/* [data-sound]: a play button and a waveform to seek in. Works for elements that arrive later, too. */
+/* [data-sound]: a play button and a waveform to seek in (with the keyboard: in the dock). Works for elements that arrive later, too. */
 import { clock } from "./format.js";
 import { player } from "./sound_player.js";
 import { paintPlayed } from "./waveform.js";
@@ -37,15 +37,6 @@ document.addEventListener("keydown", (event) => {
     if (!player.state.sound) return;
     event.preventDefault();
     player.toggle();
-  }
-  const wave = target.closest("[data-wave][role=slider]");
-  if (wave && (event.key === "ArrowLeft" || event.key === "ArrowRight")) {
-    const element = /** @type {HTMLElement} */ (wave.closest("[data-sound]"));
-    const same = player.state.sound?.src === element.dataset.src;
-    const step = durationOf(element) / 20;
-    const from = same ? player.state.position_s : 0;
-    event.preventDefault();
-    player.play(soundOf(element), { at_s: Math.max(0, from + (event.key === "ArrowLeft" ? -step : step)) });
   }
 });
 
