@@ -9,7 +9,7 @@ from gpu.errors import Fault
 
 @admin.register(Dataset)
 class DatasetAdmin(admin.ModelAdmin):
-    """To look at, hand over and delete; sounds come in through an import alone."""
+    """To look at, hand over and delete; everything else is done on the dataset's own page."""
 
     list_display = ["name", "status", "owner", "origin", "licence", "created_at"]
     list_filter = ["status", "origin"]
@@ -19,10 +19,13 @@ class DatasetAdmin(admin.ModelAdmin):
         "name", "owner", "licence", "notes", "status", "origin", "source_name", "source_sha256", "split_seed", "validation_share",
         "error_code", "error_detail", "problems", "created_at",
     ]  # fmt: skip
-    readonly_fields = [name for name in fields if name not in ("name", "owner", "licence", "notes")]
+    readonly_fields = [name for name in fields if name != "owner"]
 
     def has_add_permission(self, request) -> bool:
         return False
+
+    def save_model(self, request, obj: Dataset, form, change: bool) -> None:
+        services.hand_over(obj, owner=obj.owner)
 
     def get_deleted_objects(self, objs, request):
         """The datasets and how many clips, instead of a list of ten thousand."""

@@ -261,6 +261,13 @@ def rename_dataset(dataset: Dataset, *, name: str) -> Dataset:
     return update_dataset(dataset, name=name)
 
 
+def hand_over(dataset: Dataset, *, owner) -> Dataset:
+    """Give a dataset to somebody, or to nobody: then everyone sees it."""
+    dataset.owner = owner
+    dataset.save(update_fields=["owner"])
+    return dataset
+
+
 def delete_dataset(dataset: Dataset) -> None:
     """Delete rows and sounds. Runs keep their history and lose the possibility to go on.
 

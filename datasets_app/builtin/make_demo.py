@@ -66,7 +66,7 @@ def _attribution_of(names: set[str], attribution: str) -> str:
     head, *sections = re.split(r"(?m)^(?=## )", attribution)
     kept = [re.sub(r"^\d+ clips\.", f"{len(names)} clips.", head, flags=re.M)]
     for section in sections:
-        lines = [l for l in section.splitlines() if not (m := ATTRIBUTION_LINE.match(l)) or m[1] in names]
+        lines = [line for line in section.splitlines() if not (m := ATTRIBUTION_LINE.match(line)) or m[1] in names]
         count = sum(bool(ATTRIBUTION_LINE.match(line)) for line in lines)
         if count or "licence text" in lines[0]:
             lines[0] = re.sub(r"\(\d+ clips;", f"({count} clips;", lines[0])

@@ -399,6 +399,13 @@ def test_the_administration_lists_and_shows(client, root, dataset, model):
     assert client.get(reverse(f"admin:datasets_app_{model}_change", args=[pk])).status_code == 200
 
 
+def test_the_administration_hands_a_dataset_over_and_changes_nothing_else(client, root, bob, dataset):
+    client.force_login(root)
+    client.post(reverse("admin:datasets_app_dataset_change", args=[dataset.pk]), {"owner": bob.pk, "name": "other", "status": "failed"})
+    dataset.refresh_from_db()
+    assert (dataset.owner, dataset.name, dataset.status) == (bob, "alices tones", "ready")
+
+
 def test_the_administration_deletes_through_the_service(client, root, dataset):
     client.force_login(root)
     client.post(reverse("admin:datasets_app_dataset_delete", args=[dataset.pk]), {"post": "yes"})
