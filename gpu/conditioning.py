@@ -69,9 +69,7 @@ class PromptEmbeds:
         )
 
 
-def encode_prompts(
-    pipeline_or_components: Any, prompts: list[str], *, requires_grad: bool = False
-) -> PromptEmbeds:
+def encode_prompts(pipeline_or_components: Any, prompts: list[str], *, requires_grad: bool = False) -> PromptEmbeds:
     """Encodes prompts as `AudioLDM2Pipeline.encode_prompt` does, padded to the longest of the batch.
 
     Equal to the pipeline within float rounding, but CLAP's text is not padded to 512 tokens: its padding is masked in the
@@ -94,7 +92,9 @@ def encode_prompts(
             attention_mask_1=tokens["attention_mask"],
         )  # [B, L+5, Dgpt]: CLAP and T5, each between a start and an end
         generated = continue_embeds(
-            parts.language_model, projected.hidden_states, projected.attention_mask,
+            parts.language_model,
+            projected.hidden_states,
+            projected.attention_mask,
             max_new_tokens=parts.language_model.config.max_new_tokens,
         )
     return PromptEmbeds(prompt_embeds, tokens["attention_mask"], generated)
@@ -118,9 +118,7 @@ def continue_embeds(language_model: Any, embeds: Tensor, attention_mask: Tensor,
     next_input, past = embeds, None
     for _ in range(max_new_tokens):
         # The base model: the pipeline also computes the word logits, and throws them away.
-        output = language_model.base_model(
-            inputs_embeds=next_input, attention_mask=attention_mask, past_key_values=past, use_cache=True
-        )
+        output = language_model.base_model(inputs_embeds=next_input, attention_mask=attention_mask, past_key_values=past, use_cache=True)
         next_input, past = output.last_hidden_state[:, -1:], output.past_key_values
         generated.append(next_input)
         attention_mask = F.pad(attention_mask, (0, 1), value=1)
@@ -134,7 +132,5 @@ def _parts(pipeline_or_components: Any) -> Any:
 
 
 def _tokenize(tokenizer: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
-    tokens = tokenizer(
-        prompts, padding=True, truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
-    )
+    tokens = tokenizer(prompts, padding=True, truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt")
     return {"input_ids": tokens.input_ids.to(device), "attention_mask": tokens.attention_mask.to(device)}

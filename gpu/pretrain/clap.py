@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +91,7 @@ def _prepare_features(path: Path, corpus: Corpus, *, num_examples: int, announce
             if start % 500 == 0:
                 announce(stage="clap features", step=start, max_steps=num_examples)
         features.flush()
-        os.replace(temporary, path)
+        temporary.replace(path)
     return np.load(path, mmap_mode="r")
 
 

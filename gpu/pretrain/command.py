@@ -26,7 +26,7 @@ STAGES = ("vae", "vocoder", "clap", "diffusion")
 
 
 def run(argv: list[str]) -> int:
-    """Exit code 0: finished; 1: failed, and the last event says why."""
+    """Exit code 0: finished; 1: failed, and the last event says why; 2: wrong arguments or recipe."""
     parser = argparse.ArgumentParser(prog="python -m gpu pretrain", description=__doc__)
     parser.add_argument("recipe", type=Path, help="JSON, as gpu/recipes/starter.json")
     parser.add_argument("run_dir", type=Path, help="where states, events and the finished model go; run again to go on")
@@ -35,6 +35,10 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to run")
     parser.add_argument("--threads", type=int, default=2, help="processor threads")
     arguments = parser.parse_args(argv)
+    try:
+        recipe = Recipe.read(arguments.recipe)
+    except (OSError, TypeError, ValueError, KeyError) as error:
+        parser.error(f"{arguments.recipe}: {error}")
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(arguments.threads)
@@ -48,11 +52,9 @@ def run(argv: list[str]) -> int:
     events.write(STARTED, recipe=arguments.recipe.name)
     try:
         registry = arguments.registry or _beside(arguments.data)
-        pipeline = pretrain(
-            Recipe.read(arguments.recipe), arguments.run_dir, data=arguments.data, registry=registry, until=arguments.until, announce=announce
-        )
+        pipeline = pretrain(recipe, arguments.run_dir, data=arguments.data, registry=registry, until=arguments.until, announce=announce)
         if pipeline is not None:
-            folder = export(pipeline, arguments.run_dir / "model", studio=Recipe.read(arguments.recipe).studio)
+            folder = export(pipeline, arguments.run_dir / "model", studio=recipe.studio)
             events.write(CHECKPOINT, path=str(folder))
     except Fault as fault:
         events.write(FAILED, **fault.as_data())

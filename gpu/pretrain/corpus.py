@@ -50,11 +50,7 @@ def read_registry(path: Path) -> list[Clip]:
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     demo_urls = {row["url"] for row in rows if row["in_demo"] == "1" and row["url"].startswith("http")}
-    return [
-        Clip(row["audio"], row["caption"], row["category"])
-        for row in rows
-        if row["in_demo"] == "0" and row["url"] not in demo_urls
-    ]
+    return [Clip(row["audio"], row["caption"], row["category"]) for row in rows if row["in_demo"] == "0" and row["url"] not in demo_urls]
 
 
 class Corpus:

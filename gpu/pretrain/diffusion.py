@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +40,7 @@ def train_diffusion(
 
     trained.train()
     for step in training.steps():
-        share = trapezoid(
-            step, warmup_steps=recipe.lr_warmup_steps, decay_steps=recipe.lr_decay_steps, max_steps=recipe.max_train_steps
-        )
+        share = trapezoid(step, warmup_steps=recipe.lr_warmup_steps, decay_steps=recipe.lr_decay_steps, max_steps=recipe.max_train_steps)
         set_learning_rate(optimizer, recipe.learning_rate * share)
 
         rng = np.random.default_rng([seed, step])
@@ -81,7 +78,9 @@ def train_diffusion(
     trained.eval()
 
 
-def _prepare_latents(path: Path, pipeline: AudioLDM2Pipeline, examples: Examples, *, announce: Announce, batch_size: int = 16) -> np.ndarray:
+def _prepare_latents(
+    path: Path, pipeline: AudioLDM2Pipeline, examples: Examples, *, announce: Announce, batch_size: int = 16
+) -> np.ndarray:
     """Every example's latents, scaled to unit spread, kept on disk: [N, C, T/f, M/f]"""
     if not path.exists():
         parts: list[Tensor] = []
@@ -92,5 +91,5 @@ def _prepare_latents(path: Path, pipeline: AudioLDM2Pipeline, examples: Examples
                 announce(stage="latents", step=start, max_steps=len(examples))
         with path.with_suffix(".tmp").open("wb") as file:
             np.save(file, torch.cat(parts).numpy())
-        os.replace(path.with_suffix(".tmp"), path)
+        path.with_suffix(".tmp").replace(path)
     return np.load(path)

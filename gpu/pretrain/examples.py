@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,9 @@ class Examples:
         """Cuts of random examples, half of them from the first second, where most of the sound is: [B, 1, num_frames, M]."""
         last = self.mels.shape[1] - num_frames
         indices = rng.integers(len(self), size=batch_size)
-        starts = np.where(rng.random(batch_size) < 0.5, rng.integers(last // 2 + 1, size=batch_size), rng.integers(last + 1, size=batch_size))
+        starts = np.where(
+            rng.random(batch_size) < 0.5, rng.integers(last // 2 + 1, size=batch_size), rng.integers(last + 1, size=batch_size)
+        )
         cuts = [self.mels[i, s : s + num_frames] for i, s in zip(indices, starts, strict=True)]
         return torch.from_numpy(np.stack(cuts).astype(np.float32))[:, None]
 
@@ -61,5 +62,5 @@ def prepare_examples(folder: Path, corpus: Corpus, *, num_examples: int, announc
         mels.flush()
         # The captions come last: where they are, everything is.
         (folder / "captions.tmp").write_text(json.dumps(captions), encoding="utf-8")
-        os.replace(folder / "captions.tmp", folder / "captions.json")
+        (folder / "captions.tmp").replace(folder / "captions.json")
     return Examples(folder)

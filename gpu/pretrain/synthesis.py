@@ -26,13 +26,16 @@ def synthesise(rng: Rng, duration_s: float) -> tuple[np.ndarray, str, str]:
 
 # Tones --------------------------------------------------------------------------------------------------------------
 
+
 def tone(rng: Rng, duration_s: float) -> Sound:
     register, low_hz, high_hz = _one(rng, [("low", 80, 200), ("middle", 250, 700), ("high", 1200, 4000)])
     frequency_hz = rng.uniform(low_hz, high_hz)
     shape = _one(rng, ["sine", "square", "sawtooth"])
     t = _time(duration_s * rng.uniform(0.5, 1))
     samples = _fade(_wave(shape, np.full_like(t, frequency_hz)))
-    return samples, _one(rng, [f"a {register} {shape} tone", f"a steady {register} {shape} wave", f"a {register} pitched {shape} tone holding"])
+    return samples, _one(
+        rng, [f"a {register} {shape} tone", f"a steady {register} {shape} wave", f"a {register} pitched {shape} tone holding"]
+    )
 
 
 def beeps(rng: Rng, duration_s: float) -> Sound:
@@ -42,7 +45,9 @@ def beeps(rng: Rng, duration_s: float) -> Sound:
     length_s = min(gap_s * 0.5, 0.15)
     for start_s in np.arange(0.02, duration_s - length_s, gap_s):
         _add(samples, start_s, _fade(_wave("sine", np.full(_n(length_s), frequency_hz)), 0.005))
-    return samples, _one(rng, [f"{pace} {register} electronic beeps", f"a {pace} {register} beeping sound", f"a machine beeping {_adverb(pace)}"])
+    return samples, _one(
+        rng, [f"{pace} {register} electronic beeps", f"a {pace} {register} beeping sound", f"a machine beeping {_adverb(pace)}"]
+    )
 
 
 def sweep(rng: Rng, duration_s: float) -> Sound:
@@ -61,7 +66,9 @@ def siren(rng: Rng, duration_s: float) -> Sound:
         frequency = np.where((t * rng.uniform(1.5, 2.2)) % 1 < 0.5, 480, 640).astype(float)
     else:
         frequency = 350 + 250 * np.sin(2 * np.pi * 0.3 * t - 1)
-    caption = {"police": "a police siren wailing", "fire": "a two tone ambulance siren", "air raid": "an air raid siren rising slowly"}[kind]
+    caption = {"police": "a police siren wailing", "fire": "a two tone ambulance siren", "air raid": "an air raid siren rising slowly"}[
+        kind
+    ]
     return _fade(_wave("square", frequency) * 0.6 + _wave("sine", frequency)), _one(rng, [caption, caption, "an emergency siren"])
 
 
@@ -74,7 +81,9 @@ def alarm(rng: Rng, duration_s: float) -> Sound:
 
 def telephone(rng: Rng, duration_s: float) -> Sound:
     t = _time(duration_s)
-    bell = (np.sin(2 * np.pi * 1050 * t) + np.sin(2 * np.pi * 1400 * t)) * (0.5 + 0.5 * np.sign(np.sin(2 * np.pi * rng.uniform(18, 25) * t)))
+    bell = (np.sin(2 * np.pi * 1050 * t) + np.sin(2 * np.pi * 1400 * t)) * (
+        0.5 + 0.5 * np.sign(np.sin(2 * np.pi * rng.uniform(18, 25) * t))
+    )
     ringing = (t % rng.uniform(1.4, 2.0)) < rng.uniform(0.7, 1.0)
     return bell * ringing, _one(rng, ["a telephone ringing", "an old phone ringing", "a ringing telephone"])
 
@@ -108,17 +117,24 @@ def power_up(rng: Rng, duration_s: float) -> Sound:
     notes_hz = 300 * 2 ** (np.array([0, 4, 7, 12, 16, 19]) / 12) * rng.uniform(0.8, 1.6)
     for i, note_hz in enumerate(notes_hz if rises else notes_hz[::-1]):
         _add(samples, i * 0.1, _fade(_wave("square", np.full(_n(0.12), note_hz)), 0.005))
-    return samples, _one(rng, ["a video game power up", "a retro game bonus sound"] if rises else ["a video game losing sound", "a retro game power down"])
+    return samples, _one(
+        rng, ["a video game power up", "a retro game bonus sound"] if rises else ["a video game losing sound", "a retro game power down"]
+    )
 
 
 # Struck and plucked -------------------------------------------------------------------------------------------------
+
 
 def bell(rng: Rng, duration_s: float) -> Sound:
     word, base_hz, ring_s = _one(rng, [("small", rng.uniform(1400, 2200), 0.5), ("large church", rng.uniform(180, 320), 1.5)])
     samples = _silence(duration_s)
     strikes = int(rng.integers(1, 4))
     for i in range(strikes):
-        _add(samples, 0.02 + i * rng.uniform(0.6, 0.9), _partials(base_hz, [0.5, 1, 1.19, 1.56, 2, 2.51, 2.66, 3.01, 4.1], ring_s, duration_s))
+        _add(
+            samples,
+            0.02 + i * rng.uniform(0.6, 0.9),
+            _partials(base_hz, [0.5, 1, 1.19, 1.56, 2, 2.51, 2.66, 3.01, 4.1], ring_s, duration_s),
+        )
     return samples, f"a {word} bell ringing" if strikes > 1 else _one(rng, [f"a {word} bell struck once", f"a {word} bell"])
 
 
@@ -145,7 +161,11 @@ def pluck(rng: Rng, duration_s: float) -> Sound:
 def knocking(rng: Rng, duration_s: float) -> Sound:
     samples = _silence(duration_s)
     for i in range(int(rng.integers(3, 6))):
-        _add(samples, 0.05 + i * rng.uniform(0.2, 0.26), _pad(_thump(rng, rng.uniform(180, 260), 0.035), 0.2) + _noise(rng, 0.2, 300, 1500) * _decay(0.2, 0.012))
+        _add(
+            samples,
+            0.05 + i * rng.uniform(0.2, 0.26),
+            _pad(_thump(rng, rng.uniform(180, 260), 0.035), 0.2) + _noise(rng, 0.2, 300, 1500) * _decay(0.2, 0.012),
+        )
     return samples, _one(rng, ["knocking on a wooden door", "someone knocking at the door", "knocks on wood"])
 
 
@@ -154,7 +174,11 @@ def footsteps(rng: Rng, duration_s: float) -> Sound:
     pace, gap_s = _one(rng, [("walking", rng.uniform(0.5, 0.6)), ("running", rng.uniform(0.27, 0.33))])
     samples = _silence(duration_s)
     for start_s in np.arange(0.05, duration_s - 0.2, gap_s):
-        _add(samples, start_s + rng.normal(0, 0.01), _noise(rng, 0.2, *band) * _decay(0.2, 0.03 if ground != "gravel" else 0.06) * rng.uniform(0.7, 1))
+        _add(
+            samples,
+            start_s + rng.normal(0, 0.01),
+            _noise(rng, 0.2, *band) * _decay(0.2, 0.03 if ground != "gravel" else 0.06) * rng.uniform(0.7, 1),
+        )
         if ground == "wood":
             _add(samples, start_s, _thump(rng, 110, 0.04))
     return samples, _one(rng, [f"footsteps {pace} on {ground}", f"someone {pace} on {ground}", f"footsteps on {ground}"])
@@ -164,7 +188,11 @@ def clock(rng: Rng, duration_s: float) -> Sound:
     samples = _silence(duration_s)
     pace, gap_s = _one(rng, [("slow", 0.5), ("fast", 0.2)])
     for i, start_s in enumerate(np.arange(0.05, duration_s - 0.05, gap_s)):
-        _add(samples, start_s, _pad(_partials(3200 if i % 2 else 2600, [1, 1.7], 0.008, 0.05), 0.05) + _noise(rng, 0.05, 1500, 6000) * _decay(0.05, 0.004))
+        _add(
+            samples,
+            start_s,
+            _pad(_partials(3200 if i % 2 else 2600, [1, 1.7], 0.008, 0.05), 0.05) + _noise(rng, 0.05, 1500, 6000) * _decay(0.05, 0.004),
+        )
     return samples, _one(rng, [f"a {pace} ticking clock", "a clock ticking", f"a watch ticking {_adverb(pace)}"])
 
 
@@ -174,7 +202,10 @@ def clicks(rng: Rng, duration_s: float) -> Sound:
     starts = [0.05] if single else np.sort(rng.uniform(0, duration_s - 0.1, rng.integers(4, 14)))
     for start_s in starts:
         _add(samples, start_s, _noise(rng, 0.03, 1500, 8000) * _decay(0.03, 0.004))
-    return samples, _one(rng, ["a single mouse click", "a button click"] if single else ["typing on a keyboard", "keyboard keys clicking", "a few sharp clicks"])
+    return samples, _one(
+        rng,
+        ["a single mouse click", "a button click"] if single else ["typing on a keyboard", "keyboard keys clicking", "a few sharp clicks"],
+    )
 
 
 def kick(rng: Rng, duration_s: float) -> Sound:
@@ -203,10 +234,15 @@ def heartbeat(rng: Rng, duration_s: float) -> Sound:
 
 # Noise --------------------------------------------------------------------------------------------------------------
 
+
 def static(rng: Rng, duration_s: float) -> Sound:
     colour, band = _one(rng, [("white", (30, 10_900)), ("low", (30, 400)), ("high", (4000, 10_900))])
     samples = _fade(_noise(rng, duration_s * rng.uniform(0.5, 1), *band))
-    return samples, {"white": _one(rng, ["white noise", "radio static", "steady static noise"]), "low": "low rumbling noise", "high": "high hissing noise"}[colour]
+    return samples, {
+        "white": _one(rng, ["white noise", "radio static", "steady static noise"]),
+        "low": "low rumbling noise",
+        "high": "high hissing noise",
+    }[colour]
 
 
 def noise_bursts(rng: Rng, duration_s: float) -> Sound:
@@ -221,7 +257,12 @@ def rain(rng: Rng, duration_s: float) -> Sound:
     samples = bed * _noise(rng, duration_s, 800, 9000)
     for _ in range(int(drops * duration_s)):
         _add(samples, rng.uniform(0, duration_s), _noise(rng, 0.02, 1500, 9000) * _decay(0.02, 0.004) * rng.exponential(1.2))
-    return samples, _one(rng, [f"{word} rain falling", f"{word} rain", "rain falling on a roof", "steady rain"] if word == "heavy" else ["light rain falling", "light rain", "rain drops pattering"])
+    return samples, _one(
+        rng,
+        [f"{word} rain falling", f"{word} rain", "rain falling on a roof", "steady rain"]
+        if word == "heavy"
+        else ["light rain falling", "light rain", "rain drops pattering"],
+    )
 
 
 def wind(rng: Rng, duration_s: float) -> Sound:
@@ -292,14 +333,20 @@ def whoosh(rng: Rng, duration_s: float) -> Sound:
     length_s = rng.uniform(0.4, 1.0)
     swell = np.sin(np.pi * np.linspace(0, 1, _n(length_s))) ** 2
     low_hz = rng.uniform(300, 900)
-    return _noise(rng, length_s, low_hz, low_hz * 4) * swell, _one(rng, ["a whoosh", "a fast whoosh passing by", "a swoosh through the air"])
+    return _noise(rng, length_s, low_hz, low_hz * 4) * swell, _one(
+        rng, ["a whoosh", "a fast whoosh passing by", "a swoosh through the air"]
+    )
 
 
 def applause(rng: Rng, duration_s: float) -> Sound:
     samples = _silence(duration_s)
     for _ in range(int(120 * duration_s)):
         centre_hz = rng.uniform(800, 2200)
-        _add(samples, rng.uniform(0, duration_s), _noise(rng, 0.04, centre_hz * 0.6, centre_hz * 2) * _decay(0.04, 0.008) * rng.uniform(0.3, 1))
+        _add(
+            samples,
+            rng.uniform(0, duration_s),
+            _noise(rng, 0.04, centre_hz * 0.6, centre_hz * 2) * _decay(0.04, 0.008) * rng.uniform(0.3, 1),
+        )
     return samples, _one(rng, ["applause", "a crowd clapping", "an audience applauding"])
 
 
@@ -309,6 +356,7 @@ def steam(rng: Rng, duration_s: float) -> Sound:
 
 
 # Engines and creatures ----------------------------------------------------------------------------------------------
+
 
 def engine(rng: Rng, duration_s: float) -> Sound:
     word, start_hz, end_hz = _one(rng, [("idling", 28, 28), ("accelerating", 30, 90), ("revving", 40, 70)])
@@ -320,7 +368,9 @@ def engine(rng: Rng, duration_s: float) -> Sound:
 def helicopter(rng: Rng, duration_s: float) -> Sound:
     t = _time(duration_s)
     chop = np.exp(-8 * ((t * rng.uniform(9, 13)) % 1))
-    return (_noise(rng, duration_s, 50, 900) + 0.2 * _noise(rng, duration_s, 900, 3000)) * chop, _one(rng, ["a helicopter flying", "helicopter blades spinning"])
+    return (_noise(rng, duration_s, 50, 900) + 0.2 * _noise(rng, duration_s, 900, 3000)) * chop, _one(
+        rng, ["a helicopter flying", "helicopter blades spinning"]
+    )
 
 
 def jet(rng: Rng, duration_s: float) -> Sound:
@@ -350,7 +400,9 @@ def bird(rng: Rng, duration_s: float) -> Sound:
 def crickets(rng: Rng, duration_s: float) -> Sound:
     t = _time(duration_s)
     pulse = (np.sin(2 * np.pi * rng.uniform(25, 35) * t) > 0) & ((t * rng.uniform(2, 3)) % 1 < 0.6)
-    return np.sin(2 * np.pi * rng.uniform(3800, 5200) * t) * _low_pass(pulse.astype(float), 200), _one(rng, ["crickets chirping at night", "a cricket chirping", "crickets"])
+    return np.sin(2 * np.pi * rng.uniform(3800, 5200) * t) * _low_pass(pulse.astype(float), 200), _one(
+        rng, ["crickets chirping at night", "a cricket chirping", "crickets"]
+    )
 
 
 def dog(rng: Rng, duration_s: float) -> Sound:
@@ -393,6 +445,7 @@ KINDS: dict[str, Callable[[Rng, float], Sound]] = {
 
 
 # Building blocks ----------------------------------------------------------------------------------------------------
+
 
 def _one(rng: Rng, choices: list) -> object:
     return choices[int(rng.integers(len(choices)))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -76,7 +75,7 @@ class Training:
         state = {name: part.state_dict() for name, part in self.parts.items()}
         temporary = self.path.with_suffix(".tmp")
         torch.save({"step": self.step, "seconds": self.seconds, "parts": state}, temporary)
-        os.replace(temporary, self.path)
+        temporary.replace(self.path)
 
     def _load(self) -> None:
         saved = torch.load(self.path, map_location="cpu", weights_only=True)

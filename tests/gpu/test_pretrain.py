@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 import zipfile
 from dataclasses import asdict
 from io import BytesIO
@@ -149,6 +148,18 @@ def test_a_missing_vocoder_package_is_named(recipe_file, tmp_path, corpus_files,
     assert last["type"] == "failed" and last["data"]["code"] == "pretrain.vocoder_missing"
 
 
+def test_a_recipe_with_an_unknown_name_is_refused(recipe_file, tmp_path, corpus_files, capsys):
+    recipe = json.loads(recipe_file.read_text())
+    recipe["vae"]["learnign_rate"] = recipe["vae"].pop("learning_rate")
+    recipe_file.write_text(json.dumps(recipe))
+
+    with pytest.raises(SystemExit) as exit_:
+        pretrain(recipe_file, tmp_path / "run", corpus_files)
+
+    assert exit_.value.code == 2
+    assert "learnign_rate" in capsys.readouterr().err
+
+
 def test_a_converted_vocoder_has_the_weights_that_weight_norm_stood_for(toy_hifigan, tmp_path):
     generator = torch.load(tmp_path / "toy_hifigan/generator.pt")["generator"]
 
@@ -222,4 +233,6 @@ def test_the_running_mean_of_weights_is_hand_computed():
 
 def test_learning_rate_shares_are_hand_computed():
     assert [cosine(s, warmup_steps=2, max_steps=6) for s in (0, 1, 2, 4)] == pytest.approx([0.5, 1, 1, 0.5])
-    assert [trapezoid(s, warmup_steps=2, decay_steps=4, max_steps=10) for s in (0, 1, 5, 6, 8, 9)] == pytest.approx([0.5, 1, 1, 1, 0.5, 0.25])
+    assert [trapezoid(s, warmup_steps=2, decay_steps=4, max_steps=10) for s in (0, 1, 5, 6, 8, 9)] == pytest.approx(
+        [0.5, 1, 1, 1, 0.5, 0.25]
+    )

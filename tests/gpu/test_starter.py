@@ -69,7 +69,7 @@ def test_it_is_the_model_that_the_recipe_describes(pipeline):
     assert MelConfig.for_vocoder(pipeline.vocoder.config) == recipe.architecture.mel
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
     assert list(pipeline.unet.config.block_out_channels) == recipe.architecture.unet["block_out_channels"]
-    assert STUDIO == recipe.studio
+    assert recipe.studio == STUDIO
 
 
 def spectral_flatness(audio: np.ndarray) -> float:
