@@ -93,4 +93,5 @@ test("outliers do not flatten the loss chart, and the smoothed curve is never cu
   assert.ok(high > 3 && high < 4, `${high}`);
   assert.ok(low >= 0 && low <= 1);
   assert.deepEqual(lossRange([], []), [0, 1]);
+  assert.ok(lossRange([1, 5], [1, 2])[1] > 5, "few points are all shown");
 });

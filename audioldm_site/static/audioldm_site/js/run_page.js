@@ -82,7 +82,7 @@ function changedFragments(before, after, types) {
   if (noteworthy) names.add("log").add("spent");
   if (before.checkpoints !== after.checkpoints) names.add("checkpoints");
   if (before.status !== after.status || types.some((type) => ["started", "finished", "stopped", "failed"].includes(type))) {
-    for (const name of ["status", "actions", "notices", "checkpoints"]) names.add(name);
+    for (const name of ["status", "actions", "notices", "checkpoints", "frozen"]) names.add(name);
   }
   return [...names];
 }

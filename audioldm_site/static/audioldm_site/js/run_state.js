@@ -131,7 +131,7 @@ export function lossRange(raw, smooth) {
   const curve = known(smooth);
   if (!sorted.length && !curve.length) return [0, 1];
   const all = sorted.length ? sorted : curve;
-  const high = Math.max(sorted.length ? sorted[Math.floor((sorted.length - 1) * 0.99)] : 0, ...(curve.length ? [max(curve)] : []));
+  const high = Math.max(sorted.length ? sorted[Math.ceil((sorted.length - 1) * 0.99)] : 0, ...(curve.length ? [max(curve)] : []));
   const low = Math.min(all[0], curve.length ? min(curve) : all[0]);
   const pad = (high - low || Math.abs(high) || 1) * 0.06;
   return [Math.max(low - pad, low > 0 ? 0 : -Infinity), high + pad];
