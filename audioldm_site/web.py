@@ -218,15 +218,19 @@ def _stop_without_serve(serve_pid: int) -> None:
 
 
 def main() -> None:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "audioldm_site.settings")
     from django.conf import settings
 
-    from audioldm_site.asgi import application
-
+    # Every request runs in a thread of its own, whose kept connection nobody would use again.
+    settings.DATABASES["default"]["CONN_MAX_AGE"] = 0
     # Bodies are spooled where the large files go anyway: /tmp may be small, or memory.
     spool = settings.DATA_DIR / "uploads"
     spool.mkdir(exist_ok=True)
     tempfile.tempdir = str(spool)
-    settings.STATIC_ROOT.mkdir(exist_ok=True)  # empty; WhiteNoise finds the files in their apps
+    # Empty; WhiteNoise finds the files in their apps, and warns when this is missing.
+    settings.STATIC_ROOT.mkdir(exist_ok=True)
+    from audioldm_site.asgi import application
+
     # Daphne names its factories itself and offers no other way in.
     daphne_server.HTTPFactory, daphne_server.WebSocketFactory = SpoolingHTTPFactory, PacedWebSocketFactory
     if serve_pid := int(os.environ.get(SERVE_PID, 0)):
