@@ -270,7 +270,7 @@ def test_leftovers_are_swept_away_when_they_are_old(settings, tmp_path):
 
 
 CHILD = """
-import sys, time, django
+import os, sys, time, django
 from pathlib import Path
 from django.conf import settings
 django.setup()
@@ -282,7 +282,7 @@ from datasets_app import inspect, services
 from datasets_app.models import Clip, Dataset
 moment = sys.argv[3]
 def stop_here(*args, **kwargs):
-    print("here", flush=True)
+    os.write(1, b"here\\n")  # whole, though two threads may come here
     time.sleep(60)
 if moment == "measuring":
     real, seen = inspect.inspect_sound, []
