@@ -134,6 +134,9 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
 ]
 
+# On the volume that keeps the datasets: an upload is then moved, not copied.
+FILE_UPLOAD_TEMP_DIR = DATA_DIR / "uploads"
+
 STATIC_URL = "static/"
 STATIC_ROOT = DATA_DIR / "static"
 STATICFILES_DIRS = [BASE_DIR / "audioldm_site" / "static"]
