@@ -209,7 +209,8 @@ def file(request: HttpRequest, pk: uuid.UUID, path: str) -> HttpResponseBase:
     target = file_in(found.folder, path)
     if target.suffix not in SHOWN_FILES or path.startswith("checkpoints/"):
         raise Http404(f"{path} is not shown here")
-    return file_response(request, target, filename=target.name, content_type=SHOWN_FILES[target.suffix])
+    name = "-".join([slugify(found.name) or "run", *target.relative_to(found.folder.resolve()).parts[-2:]])
+    return file_response(request, target, filename=name, content_type=SHOWN_FILES[target.suffix])
 
 
 @require_GET

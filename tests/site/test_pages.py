@@ -176,6 +176,15 @@ def test_charlie_cannot_start_from_alices_things(charlie_client, alices_run, ali
     assert charlie_client.get(reverse("generation:index"), {"from": alices_generation.pk}).status_code == 404
 
 
+def test_a_runs_sound_is_saved_under_its_run_step_and_prompt(alice_client, alices_run):
+    _, data = sample(alices_run, 500)
+
+    response = alice_client.get(reverse("training:file", args=[alices_run.pk, data["audio"]]))
+
+    assert 'filename="doors-global_step=000500-prompt=0.wav"' in response["Content-Disposition"]
+    assert response["Accept-Ranges"] == "bytes"
+
+
 def test_a_runs_weights_and_secrets_are_not_served_as_files(alice_client, alices_run):
     (alices_run.folder / "checkpoints").mkdir()
     (alices_run.folder / "checkpoints" / "checkpoint.json").write_text("{}")

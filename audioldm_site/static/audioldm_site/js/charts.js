@@ -2,6 +2,9 @@
 import uPlot from "../vendor/uplot/uPlot.esm.js";
 import { figure, whole } from "./format.js";
 
+/** @type {any} uPlot ships its types in a file of their own, which is not vendored */
+const UPlot = uPlot;
+
 /**
  * @typedef {object} Curve
  * @property {string} label
@@ -20,6 +23,9 @@ function colour(property, alpha = 1) {
   probe.style.color = alpha === 1 ? `var(${property})` : `color-mix(in srgb, var(${property}) ${alpha * 100}%, transparent)`;
   return getComputedStyle(probe).color;
 }
+
+/** Labels of an axis; uPlot gives null for a tick that a logarithmic axis leaves blank. @param {(tick: number) => string} write */
+const labels = (write) => (/** @type {any} */ _, /** @type {(number | null)[]} */ ticks) => ticks.map((tick) => (tick === null ? "" : write(tick)));
 
 /**
  * @param {HTMLElement} element
@@ -40,7 +46,7 @@ export function chart(element, curves, { log = false, range, sync = "run" } = {}
       ticks: { stroke: () => colour("--line"), width: 1, size: 4 },
       font: "11px system-ui, sans-serif",
     };
-    return new uPlot(
+    return new UPlot(
       {
         width: element.clientWidth || 300,
         height: element.clientHeight || 150,
@@ -48,11 +54,11 @@ export function chart(element, curves, { log = false, range, sync = "run" } = {}
         cursor: { sync: { key: sync, setSeries: false }, drag: { x: true, y: false } },
         scales: { x: { time: false }, y: isLog ? { distr: 3 } : range ? { range: () => range(data) } : {} },
         axes: [
-          { ...axis, size: 28, gap: 4, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? whole(tick) : "")) },
-          { ...axis, size: 52, gap: 4, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : figure(tick, 3))) },
+          { ...axis, size: 28, gap: 4, values: labels((tick) => (Number.isInteger(tick) ? whole(tick) : "")) },
+          { ...axis, size: 52, gap: 4, values: labels((tick) => figure(tick, 3)) },
         ],
         series: [
-          { label: "step", value: (_, value) => (value === null ? "–" : whole(value)) },
+          { label: "step", value: (/** @type {any} */ _, /** @type {number | null} */ value) => whole(value) },
           ...curves.map((curve) => ({
             label: curve.label,
             stroke: () => colour(curve.colour, curve.alpha),
