@@ -7,6 +7,7 @@ import errno
 import os
 import platform
 import traceback
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
@@ -27,14 +28,17 @@ def choose_device() -> torch.device:
 
 
 def prepare_device(device: torch.device) -> None:
-    """Settle what would otherwise differ from call to call. The same seed must give the same sound."""
+    """Settle what would otherwise differ from call to call: the same seed must give the same sound."""
     if device.type == "cuda":
         # cuBLAS reads it at its first use; without it some sums are taken in the order that threads finish.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
         torch.set_float32_matmul_precision("high")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    else:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # It would also fill every new tensor before it is written to: a search for other people's bugs.
+        torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def training_precision(mixed_precision: str, device: torch.device) -> str:
@@ -91,9 +95,18 @@ def fault_of(error: BaseException) -> Fault:
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text:
         return Fault("memory.exhausted", f"out of memory: {text.splitlines()[0] if text else type(error).__name__}", operator=True)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Fault("disk.full", f"no space left on the disk of {error.filename or 'the data folder'}", operator=True)
+    for cause in _causes(error):
+        # safetensors and torch tell of a full disk in types of their own.
+        if (isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)) or "No space left on device" in str(cause):
+            return Fault("disk.full", f"no space left on the disk of {getattr(cause, 'filename', None) or 'the data folder'}", operator=True)
     return Fault("internal", traceback.format_exception_only(error)[-1].strip(), operator=True)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception and those that it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 @lru_cache

@@ -91,7 +91,9 @@ class Checkpoints:
         temporary.mkdir()
         try:
             self._write_weights(temporary, module, result)
-            torch.save(resume, temporary / RESUME_FILE)
+            # Through Python's file: a full disk is then the cause of torch's error, which alone says "unexpected pos 576 vs 534".
+            with open(temporary / RESUME_FILE, "wb") as file:
+                torch.save(resume, file)
             metrics = dict(progress.metrics or {}) if progress.validated_at == module.step else {}
             facts = self._facts(temporary, module, metrics)
             (temporary / CHECKPOINT_FILE).write_text(_to_json(facts), encoding="utf-8")
@@ -118,10 +120,7 @@ class Checkpoints:
         }
 
     def steps(self) -> list[int]:
-        """The steps that there are checkpoints of, whole or not, oldest first."""
-        home = self.folder / CHECKPOINTS
-        found = [_NAME.fullmatch(path.name) for path in (home.iterdir() if home.is_dir() else ())]
-        return sorted(int(match[1]) for match in found if match)
+        return saved_steps(self.folder)
 
     def path(self, step: int) -> Path:
         return self.folder / CHECKPOINTS / checkpoint_name(step)
@@ -205,6 +204,13 @@ class Checkpoints:
             versions=versions(),
             created_at=now(),
         )
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps that a run has checkpoints of, whole or not, oldest first."""
+    home = folder / CHECKPOINTS
+    found = [_NAME.fullmatch(path.name) for path in (home.iterdir() if home.is_dir() else ())]
+    return sorted(int(match[1]) for match in found if match)
 
 
 def checkpoint_name(step: int) -> str:

@@ -24,7 +24,7 @@ from gpu.device import choose_device, device_name, fault_of, prepare_device, tra
 from gpu.errors import Fault
 from gpu.events import FAILED, FINISHED, STARTED, STOPPED, EventWriter, read_events
 from gpu.finetune.callbacks import Obey, Report, Save, Validate, clips_per_step
-from gpu.finetune.checkpoints import Checkpoints, Progress, load_resume_state, read_resume_state
+from gpu.finetune.checkpoints import Checkpoints, Progress, load_resume_state, read_resume_state, saved_steps
 from gpu.finetune.control import Control
 from gpu.finetune.data import Clips, TrainingBatches, cache_clips, read_clips
 from gpu.finetune.module import Denoiser
@@ -89,8 +89,8 @@ def finetune(folder: Path, announcer: Announcer, control: Control, *, show_bar: 
         loaded, start_unet = load_trainable(job, folder, device=device, memo=cache_folder)
         clips = cache_clips(clips_read, loaded, cache_folder, duration_s=config.audio_length_in_s, report=report)
     except StopRequested:
-        announcer.say(STOPPED, step=0, saved=False)
-        return STOPPED_CODE
+        steps = saved_steps(folder)
+        return _stopped(control, announcer, step=steps[-1] if steps else 0, saved=bool(steps))
 
     module = Denoiser(loaded.unet, loaded.pipeline.scheduler, config)
     checkpoints = Checkpoints(folder, job, model=loaded.facts, base_sha256=loaded.base_sha256, start_unet=start_unet)
@@ -136,13 +136,8 @@ def finetune(folder: Path, announcer: Announcer, control: Control, *, show_bar: 
     if module.step >= config.max_train_steps and checkpoints.saved_step == module.step:
         announcer.say(FINISHED, step=module.step, elapsed_s=round(time.monotonic() - began, 3))
         return FINISHED_CODE
-    if control.orphaned:
-        # No ending: whoever finds the run goes on from its last checkpoint.
-        announcer.waiting("stopping", message="the worker that started this run is gone")
-        return STOPPED_CODE
     saved = checkpoints.saved_step == module.step or (state is not None and module.step == first_step)
-    announcer.say(STOPPED, step=module.step, saved=saved)
-    return STOPPED_CODE
+    return _stopped(control, announcer, step=module.step, saved=saved)
 
 
 def load_trainable(job: FinetuneJob, folder: Path, *, device: torch.device, memo: Path) -> tuple[LoadedPipeline, Path | None]:
@@ -235,6 +230,15 @@ def _nothing_left(step: int, job: FinetuneJob, checkpoints: Checkpoints, announc
         announcer.say(FINISHED, step=step, elapsed_s=0.0)
         return FINISHED_CODE
     raise Fault("config.invalid", f"max_train_steps ({job.config.max_train_steps}) must be more than the {step} steps of {job.resume_from}, which this run goes on from")
+
+
+def _stopped(control: Control, announcer: Announcer, *, step: int, saved: bool) -> int:
+    if control.orphaned:
+        # No ending: whoever finds the run goes on from its last checkpoint.
+        announcer.waiting("stopping", message="the worker that started this run is gone")
+    else:
+        announcer.say(STOPPED, step=step, saved=saved)
+    return STOPPED_CODE
 
 
 def _started(module: Denoiser, job: FinetuneJob, loaded: LoadedPipeline, clips: Clips, prompts: list[str], *, precision: str) -> dict[str, Any]:

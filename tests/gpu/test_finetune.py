@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import namedtuple
@@ -44,7 +47,7 @@ def weights(run: Path, step: int) -> bytes:
     return (checkpoint(run, step) / read_checkpoint(checkpoint(run, step)).weights_file).read_bytes()
 
 
-def wait_for(condition, *, seconds: float = 60) -> None:
+def wait_for(condition, *, seconds: float = 200) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -329,9 +332,6 @@ def test_a_checkpoint_and_sounds_on_request_do_not_end_the_run(make_run):
 def test_a_supervised_run_whose_parent_died_saves_and_leaves_without_an_ending(make_run, tmp_path):
     run = make_run(max_train_steps=10_000)
     script = f"import sys; sys.path.insert(0, '.'); from tests.gpu.conftest import start; from pathlib import Path; start('finetune', Path({str(run)!r}), JOB_ID='x', JOB_ATTEMPT='5'); sys.stdin.read()"
-    import subprocess
-    import sys
-
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2], stdin=subprocess.PIPE)
     wait_for(lambda: events_of(run, "progress"))
     parent.kill()
@@ -394,3 +394,21 @@ def test_a_checkpoint_tells_how_it_was_made(make_run, tiny):
     assert facts["base_sha256"] == folder_digest(tiny)
     assert facts["config"]["lora_rank"] == 2
     assert facts["metrics"].keys() == {"loss", "loss_ema", "clap_score"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written_leaves_the_earlier_ones_whole(make_run, tmp_path, monkeypatch):
+    run = make_run(checkpointing_steps=1, max_train_steps=50, checkpoints_total_limit=1000)
+    (run / "checkpoints").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(run / "checkpoints")], capture_output=True).returncode:
+        pytest.skip("this machine does not allow mounts")
+    try:
+        monkeypatch.setattr("gpu.finetune.checkpoints.FREE_SPACE_MARGIN_BYTES", -(10**9))  # as if the space went while it wrote
+        assert main([str(run)]) == 1
+        assert last(run).data["code"] == "disk.full"
+        steps = sorted((run / "checkpoints").iterdir())
+        assert steps
+        for path in steps:
+            verify_checkpoint(path)
+    finally:
+        subprocess.run(["umount", str(run / "checkpoints")], check=True)
