@@ -104,9 +104,10 @@ function drawer(page, addresses) {
     { label: "loss", colour: "--accent", width: 1, alpha: 0.28 },
     { label: "smoothed", colour: "--accent", width: 2 },
   ], { range: ([, raw, smooth]) => lossRange(raw, smooth) });
+  const hasEma = place("validation").hasAttribute("data-ema");
   const validation = chart(place("validation"), [
     { label: "validation", colour: "--accent", width: 2, points: true },
-    { label: "EMA", colour: "--warn", width: 1.5, points: true },
+    ...(hasEma ? [{ label: "EMA", colour: "--warn", width: 1.5, points: true }] : []),
   ]);
   const rate = chart(place("learning_rate"), [{ label: "learning rate", colour: "--accent" }]);
   const norm = chart(place("grad_norm"), [{ label: "gradient norm", colour: "--accent", width: 1 }]);
@@ -126,7 +127,8 @@ function drawer(page, addresses) {
     }
     if (drawn?.validations !== state.validations) {
       const { validations } = state;
-      validation.update([validations.map(({ step }) => step), validations.map(({ loss }) => loss), validations.map(({ loss_ema }) => loss_ema ?? null)]);
+      const ema = hasEma ? [validations.map(({ loss_ema }) => loss_ema ?? null)] : [];
+      validation.update([validations.map(({ step }) => step), validations.map(({ loss }) => loss), ...ema]);
       const empty = page.querySelector('[data-chart-empty="validation"]');
       if (empty instanceof HTMLElement) empty.hidden = validations.length > 0;
     }
