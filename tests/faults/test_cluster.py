@@ -69,7 +69,7 @@ def test_a_run_whose_worker_is_killed_goes_on_where_it_was(make_run, start_clust
 
 
 def test_a_run_whose_cluster_is_killed_goes_on_in_the_next(make_run, start_cluster) -> None:
-    run = make_run(steps=150)
+    run = make_run(steps=80)
     cluster = start_cluster()
     wait_for(reached(run, 5))
     children = family(cluster.pid)
@@ -110,7 +110,7 @@ def test_a_killed_idle_child_does_not_stop_the_queue(make_run, start_cluster, po
 
 
 def test_a_cluster_that_is_told_to_end_saves_its_run_and_puts_it_back(make_run, start_cluster) -> None:
-    run = make_run(steps=200)
+    run = make_run(steps=80)
     cluster = start_cluster()
     wait_for(reached(run, 5))
     everything = family(cluster.pid)
