@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import connection
 
@@ -103,6 +104,8 @@ class _Child:
         with open(self.log_path, "ab", buffering=0) as log_file:
             self._process = subprocess.Popen(
                 self.command,
+                # `python -m gpu` is found from here, wherever the command was typed.
+                cwd=settings.BASE_DIR,
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=subprocess.STDOUT,

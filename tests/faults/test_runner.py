@@ -98,6 +98,14 @@ def test_a_child_that_leaves_without_a_word_is_told_apart(make_run, tmp_path):
     assert "bye" in run.error_detail
 
 
+def test_a_child_starts_where_its_program_is_found(make_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    run = supervise(make_run(in_line=False), [sys.executable, "-c", "import gpu; print(gpu.__file__)"])
+
+    assert "gpu/__init__.py" in run.error_detail
+
+
 def test_a_program_that_is_not_there_fails_the_job(make_run):
     run = supervise(make_run(in_line=False), ["/no/such/program"])
 
