@@ -25,7 +25,6 @@ class Environment:
         trusted_origins: full origins (https://pod-8000.proxy.example) that forms may come from behind a proxy.
         behind_https_proxy: believe `X-Forwarded-Proto`.
         database_url: postgres://..., or "" for SQLite in data_dir.
-        redis_url: shared channel layer for several web processes, or "".
         admin_user, admin_password: the first account, made at start when there is none.
         price_per_hour: what the machine costs, shown on runs; 0 hides it.
     """
@@ -39,7 +38,6 @@ class Environment:
     trusted_origins: list[str]
     behind_https_proxy: bool
     database_url: str
-    redis_url: str
     admin_user: str
     admin_password: str
     price_per_hour: float
@@ -59,7 +57,6 @@ class Environment:
             trusted_origins=_list(env, "CSRF_TRUSTED_ORIGINS", []),
             behind_https_proxy=_boolean(env, "BEHIND_HTTPS_PROXY", False),
             database_url=env.get("DATABASE_URL", ""),
-            redis_url=env.get("REDIS_URL", ""),
             admin_user=env.get("ADMIN_USER", "admin"),
             admin_password=env.get("ADMIN_PASSWORD", ""),
             price_per_hour=_number(env, "PRICE_PER_HOUR", 0.0, minimum=0.0),

@@ -122,11 +122,8 @@ Q_CLUSTER = {
 # It asks for a timeout shorter than its retry; the lease takes the place of both.
 warnings.filterwarnings("ignore", message="Retry and timeout are misconfigured")
 
-CHANNEL_LAYERS = {
-    "default": {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer", "CONFIG": {"hosts": [ENVIRONMENT.redis_url]}}
-    if ENVIRONMENT.redis_url
-    else {"BACKEND": "channels.layers.InMemoryChannelLayer"}
-}
+# Sockets read the database (audioldm_site.jobs.live), so that several web processes need no server between them.
+CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},

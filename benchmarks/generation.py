@@ -48,7 +48,10 @@ def main() -> None:
 
         calls = {
             f"diffusers, DDIM {arguments.steps}": lambda: theirs(
-                PROMPT, num_inference_steps=arguments.steps, audio_length_in_s=arguments.seconds, num_waveforms_per_prompt=arguments.candidates
+                PROMPT,
+                num_inference_steps=arguments.steps,
+                audio_length_in_s=arguments.seconds,
+                num_waveforms_per_prompt=arguments.candidates,
             ),
             f"ours, DDIM {arguments.steps}": lambda: ours(num_inference_steps=arguments.steps, sampler="ddim"),
             "ours, DPM-Solver++ 20": lambda: ours(num_inference_steps=20, sampler="dpmsolver++"),
@@ -61,7 +64,12 @@ def main() -> None:
 
     rows = {label: Timing.of(found) for label, found in pairs.items()}
     reference, same, fast = rows.values()
-    settings = {"model": arguments.model.name if arguments.model else "tiny", "seconds": arguments.seconds, "steps": arguments.steps, "candidates": arguments.candidates}
+    settings = {
+        "model": arguments.model.name if arguments.model else "tiny",
+        "seconds": arguments.seconds,
+        "steps": arguments.steps,
+        "candidates": arguments.candidates,
+    }
     report("generation", settings, rows, {
         "ours / diffusers, wall": same.wall_s / reference.wall_s,
         "ours / diffusers, cpu": same.cpu_s / reference.cpu_s,

@@ -70,6 +70,11 @@ def report(name: str, settings: dict[str, Any], rows: dict[str, Timing], ratios:
 
     path = RESULTS / f"{name}.json"
     earlier = json.loads(path.read_text()) if path.is_file() else []
-    result = {"settings": settings, "machine": machine(), "timings": {label: asdict(timing) for label, timing in rows.items()}, "ratios": ratios}
+    result = {
+        "settings": settings,
+        "machine": machine(),
+        "timings": {label: asdict(timing) for label, timing in rows.items()},
+        "ratios": ratios,
+    }
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps([*(other for other in earlier if other["settings"] != settings), result], indent=1) + "\n")

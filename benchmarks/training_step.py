@@ -55,7 +55,12 @@ def main() -> None:
             bare += bare_steps(home / f"run{number}", model, config, cache=home / "cache", steps=arguments.steps)
 
     rows = {"a step of a run": Timing.of(ours), "bare UNet step": Timing.of(bare)}
-    settings = {"model": arguments.model.name if arguments.model else "tiny", "method": config.method, "batch": arguments.batch, "seconds": arguments.seconds}
+    settings = {
+        "model": arguments.model.name if arguments.model else "tiny",
+        "method": config.method,
+        "batch": arguments.batch,
+        "seconds": arguments.seconds,
+    }
     one, other = rows.values()
     report("training_step", settings, rows, {"ratio of wall": one.wall_s / other.wall_s, "ratio of cpu": one.cpu_s / other.cpu_s})
 
@@ -68,7 +73,15 @@ def write_run(folder: Path, model: Path, config: FinetuneConfig, *, cache: Path)
         path = folder / f"{number}.wav"
         moments = np.arange(int(16_000 * config.audio_length_in_s)) / 16_000
         soundfile.write(path, 0.4 * np.sin(2 * np.pi * 110 * (number + 1) * moments), 16_000)
-        clips.append(ManifestClip(audio=path.name, caption=CAPTIONS[number % len(CAPTIONS)], sha256=sha256_of(path), duration_s=config.audio_length_in_s, split=TRAIN))
+        clips.append(
+            ManifestClip(
+                audio=path.name,
+                caption=CAPTIONS[number % len(CAPTIONS)],
+                sha256=sha256_of(path),
+                duration_s=config.audio_length_in_s,
+                split=TRAIN,
+            )
+        )
     digest = write_manifest(folder, clips)
     FinetuneJob(config=config, model=ModelRef(base=str(model.resolve())), manifest_digest=digest, cache_dir=str(cache)).write(folder)
     return folder

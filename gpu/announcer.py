@@ -38,7 +38,9 @@ class Announcer:
     def waiting(self, stage: str, *, done: int | None = None, total: int | None = None, message: str = "") -> None:
         """What is being done that is not training: loading, caching, sampling, saving. A new stage is said at once."""
         about = {"done": done, "total": total, "message": message}
-        self._say_or_hold(WAITING, {"stage": stage, **{name: value for name, value in about.items() if value not in (None, "")}}, new=stage != self._stage)
+        self._say_or_hold(
+            WAITING, {"stage": stage, **{name: value for name, value in about.items() if value not in (None, "")}}, new=stage != self._stage
+        )
         self._stage = stage
 
     def flush(self) -> None:

@@ -49,7 +49,10 @@ def training_precision(mixed_precision: str, device: torch.device) -> str:
     """
     if mixed_precision in ("bf16", "fp16"):
         if device.type != "cuda":
-            raise Fault("config.precision_needs_gpu", f"mixed_precision ({mixed_precision}) needs a GPU, this machine trains on {device.type}: choose auto or no")
+            raise Fault(
+                "config.precision_needs_gpu",
+                f"mixed_precision ({mixed_precision}) needs a GPU, this machine trains on {device.type}: choose auto or no",
+            )
         return f"{mixed_precision.replace('fp16', '16')}-mixed"
     if mixed_precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16-mixed"
@@ -98,7 +101,9 @@ def fault_of(error: BaseException) -> Fault:
     for cause in _causes(error):
         # safetensors and torch tell of a full disk in types of their own.
         if (isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)) or "No space left on device" in str(cause):
-            return Fault("disk.full", f"no space left on the disk of {getattr(cause, 'filename', None) or 'the data folder'}", operator=True)
+            return Fault(
+                "disk.full", f"no space left on the disk of {getattr(cause, 'filename', None) or 'the data folder'}", operator=True
+            )
     return Fault("internal", traceback.format_exception_only(error)[-1].strip(), operator=True)
 
 

@@ -47,7 +47,9 @@ class Generator:
         prepare_device(self.device)
         announcer = Announcer(events)
         config = job.config
-        announcer.say(STARTED, device=device_name(self.device), versions=versions(), max_steps=config.num_inference_steps, prompt=config.prompt)
+        announcer.say(
+            STARTED, device=device_name(self.device), versions=versions(), max_steps=config.num_inference_steps, prompt=config.prompt
+        )
         if self._ref != job.model:
             announcer.waiting("loading", message=Path(job.model.weights or job.model.base).name)
         loaded = self._load(job.model)
@@ -59,9 +61,7 @@ class Generator:
             announcer.progress(step=done, max_steps=total, seconds_left=round(spent / done * (total - done), 1))
 
         try:
-            candidates = sample_sounds(
-                loaded, config, embeds=self._encode(loaded, config), on_step=on_step, should_stop=should_stop
-            )
+            candidates = sample_sounds(loaded, config, embeds=self._encode(loaded, config), on_step=on_step, should_stop=should_stop)
         except Stopped as stop:
             announcer.say(STOPPED, step=stop.step)
             return

@@ -144,9 +144,7 @@ def load_pipeline(
     checkpoint = None
     if ref.weights and unet is None:
         checkpoint = apply_weights(pipeline.unet, Path(ref.weights), base_sha256=base_sha256)
-    return LoadedPipeline(
-        pipeline=pipeline, family=facts.family, mel=mel, facts=facts, checkpoint=checkpoint, base_sha256=base_sha256
-    )
+    return LoadedPipeline(pipeline=pipeline, family=facts.family, mel=mel, facts=facts, checkpoint=checkpoint, base_sha256=base_sha256)
 
 
 def apply_weights(unet: nn.Module, folder: Path, *, base_sha256: str = "") -> CheckpointFacts:
@@ -174,7 +172,10 @@ def apply_weights(unet: nn.Module, folder: Path, *, base_sha256: str = "") -> Ch
 def require_base(facts: CheckpointFacts, base_sha256: str, folder: Path) -> None:
     """Raises Fault `checkpoint.mismatch` when `folder` was trained on another whole model than the one with this digest."""
     if base_sha256 and facts.base_sha256 and facts.base_sha256 != base_sha256:
-        raise Fault("checkpoint.mismatch", f"{folder} was trained on a model with SHA-256 {facts.base_sha256[:12]}…, not on this one ({base_sha256[:12]}…)")
+        raise Fault(
+            "checkpoint.mismatch",
+            f"{folder} was trained on a model with SHA-256 {facts.base_sha256[:12]}…, not on this one ({base_sha256[:12]}…)",
+        )
 
 
 def encode(loaded: LoadedPipeline, prompts: list[str]) -> Embeds:
@@ -236,13 +237,20 @@ def _language_model(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
     index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
     if index.get("language_model", [None, None])[1] != "GPT2Model":
         return {}
-    return {"language_model": GPT2LMHeadModel.from_pretrained(folder / "language_model", dtype=dtype, use_safetensors=True, local_files_only=True)}
+    return {
+        "language_model": GPT2LMHeadModel.from_pretrained(
+            folder / "language_model", dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+    }
 
 
 def _require_unchanged(ref: ModelRef, memo: Path | None) -> str:
     digest = model_digest(Path(ref.base), memo=memo)
     if ref.base_sha256 and digest != ref.base_sha256:
-        raise Fault("checkpoint.changed", f"{ref.base} has changed since the job was made: its SHA-256 was {ref.base_sha256[:12]}… and is {digest[:12]}…")
+        raise Fault(
+            "checkpoint.changed",
+            f"{ref.base} has changed since the job was made: its SHA-256 was {ref.base_sha256[:12]}… and is {digest[:12]}…",
+        )
     return digest
 
 

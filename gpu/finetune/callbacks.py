@@ -91,7 +91,17 @@ class Report(StepCallback):
 class Validate(StepCallback):
     """The fixed-noise loss and the sounds: at step 0, every `validation_epochs` epochs, at the end, and sounds on request."""
 
-    def __init__(self, announcer: Announcer, control: Control, config: FinetuneConfig, loss: ValidationLoss, sounds: ValidationSounds, progress: Progress, *, num_clips: int) -> None:
+    def __init__(
+        self,
+        announcer: Announcer,
+        control: Control,
+        config: FinetuneConfig,
+        loss: ValidationLoss,
+        sounds: ValidationSounds,
+        progress: Progress,
+        *,
+        num_clips: int,
+    ) -> None:
         self.announcer = announcer
         self.control = control
         self.config = config
@@ -179,7 +189,9 @@ class Save(StepCallback):
     One that is saved on schedule is measured first, or the best could not be known; one that somebody waits for is not.
     """
 
-    def __init__(self, announcer: Announcer, control: Control, config: FinetuneConfig, checkpoints: Checkpoints, validate: Validate) -> None:
+    def __init__(
+        self, announcer: Announcer, control: Control, config: FinetuneConfig, checkpoints: Checkpoints, validate: Validate
+    ) -> None:
         self.announcer = announcer
         self.control = control
         self.config = config

@@ -181,7 +181,9 @@ class Checkpoints:
         if self.job.config.method == "lora":
             rank = str(self.job.config.lora_rank)
             lora = {name: weight.contiguous() for name, weight in lora_state(module.unet, result).items()}
-            save_tensors(lora, folder / LORA_FILE, metadata={**about, "rank": rank, "alpha": rank, "target_modules": ",".join(TARGET_MODULES)})
+            save_tensors(
+                lora, folder / LORA_FILE, metadata={**about, "rank": rank, "alpha": rank, "target_modules": ",".join(TARGET_MODULES)}
+            )
             if self.start_unet:
                 _link_or_copy(self.start_unet, folder / UNET_FILE)
         else:
@@ -262,7 +264,10 @@ def read_resume_state(folder: Path, *, method: str) -> dict[str, Any]:
     if state["version"] != RESUME_VERSION:
         raise Fault("checkpoint.mismatch", f"{path} has format {state['version']}; this version reads {RESUME_VERSION}")
     if state["method"] != method:
-        raise Fault("checkpoint.mismatch", f"{folder} was trained with method {state['method']}; a run that goes on from it cannot change to {method}")
+        raise Fault(
+            "checkpoint.mismatch",
+            f"{folder} was trained with method {state['method']}; a run that goes on from it cannot change to {method}",
+        )
     return state
 
 
@@ -295,7 +300,11 @@ def _frozen_state(module: Denoiser) -> dict[str, Tensor]:
 def _require_space(folder: Path, size_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if size_bytes + FREE_SPACE_MARGIN_BYTES > free:
-        raise Fault("disk.full", f"a checkpoint of {size_bytes / 2**20:.0f} MB does not fit: {free / 2**20:.0f} MB are free under {folder}", operator=True)
+        raise Fault(
+            "disk.full",
+            f"a checkpoint of {size_bytes / 2**20:.0f} MB does not fit: {free / 2**20:.0f} MB are free under {folder}",
+            operator=True,
+        )
 
 
 def _size_bytes(values: Any) -> int:

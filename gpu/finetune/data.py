@@ -78,7 +78,14 @@ class Batch:
 class Clips:
     """The clips of a run with everything about them that is cached: latents by clip and window, embeddings by caption."""
 
-    def __init__(self, cache: TensorCache, latent_keys: dict[str, list[str]], embeds_keys: dict[str, str], train: list[ManifestClip], validation: list[ManifestClip]) -> None:
+    def __init__(
+        self,
+        cache: TensorCache,
+        latent_keys: dict[str, list[str]],
+        embeds_keys: dict[str, str],
+        train: list[ManifestClip],
+        validation: list[ManifestClip],
+    ) -> None:
         self.train = train
         self.validation = validation
         self._cache = cache
@@ -99,7 +106,9 @@ class Clips:
     def _entry(self, key: str) -> dict[str, Tensor]:
         entry = self._cache.get(key)
         if entry is None:
-            raise Fault("cache.damaged", f"{self._cache.folder} lost an entry while the run was using it; start the run again", operator=True)
+            raise Fault(
+                "cache.damaged", f"{self._cache.folder} lost an entry while the run was using it; start the run again", operator=True
+            )
         return entry
 
 
@@ -110,7 +119,9 @@ class TrainingBatches(IterableDataset):
     into the next, so that all have the same size and every clip is seen once an epoch.
     """
 
-    def __init__(self, clips: Clips, config: FinetuneConfig, *, scaling_factor: float, num_train_timesteps: int, start: int = 0, stop: int = 0) -> None:
+    def __init__(
+        self, clips: Clips, config: FinetuneConfig, *, scaling_factor: float, num_train_timesteps: int, start: int = 0, stop: int = 0
+    ) -> None:
         self.clips = clips
         self.config = config
         self.scaling_factor = scaling_factor
@@ -175,7 +186,9 @@ def read_clips(folder: Path, *, expected_digest: str, report: Report) -> list[Ma
         path = folder / clip.audio
         if not path.is_file() or sha256_of(path) != clip.sha256:
             raise Fault("clip.changed", f"{path} is {'not what it was' if path.is_file() else 'gone'} since the run was made")
-        absolute.append(ManifestClip(audio=str(path), caption=clip.caption, sha256=clip.sha256, duration_s=clip.duration_s, split=clip.split))
+        absolute.append(
+            ManifestClip(audio=str(path), caption=clip.caption, sha256=clip.sha256, duration_s=clip.duration_s, split=clip.split)
+        )
         report("checking clips", number, len(clips))
     return absolute
 
@@ -228,7 +241,9 @@ def encode_window(loaded: LoadedPipeline, path: Path, *, start_s: float, num_sam
     }
 
 
-def _cache_latents(clips: list[ManifestClip], loaded: LoadedPipeline, cache: TensorCache, *, num_samples: int, report: Report) -> dict[str, list[str]]:
+def _cache_latents(
+    clips: list[ManifestClip], loaded: LoadedPipeline, cache: TensorCache, *, num_samples: int, report: Report
+) -> dict[str, list[str]]:
     vae = model_digest(Path(loaded.pipeline.name_or_path) / "vae", memo=cache.folder)
     window_s = num_samples / loaded.mel.sample_rate_hz
     unique = {clip.sha256: clip for clip in clips}
@@ -237,7 +252,13 @@ def _cache_latents(clips: list[ManifestClip], loaded: LoadedPipeline, cache: Ten
         heard, silent = [], []
         for start_s in window_starts_s(clip.duration_s, window_s):
             key = key_of(
-                kind="latents", version=LATENTS_VERSION, clip=sha256, start_s=start_s, num_samples=num_samples, mel=vars(loaded.mel), vae=vae
+                kind="latents",
+                version=LATENTS_VERSION,
+                clip=sha256,
+                start_s=start_s,
+                num_samples=num_samples,
+                mel=vars(loaded.mel),
+                vae=vae,
             )
             entry = cache.get(key)
             if entry is None:

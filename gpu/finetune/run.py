@@ -42,8 +42,12 @@ class StopRequested(Exception):
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m gpu finetune", description="Fine-tune as RUN_DIR/config.json says; a run that was interrupted goes on.")
-    parser.add_argument("folder", type=Path, metavar="RUN_DIR", help="holds config.json and manifest.jsonl; everything else is written here")
+    parser = argparse.ArgumentParser(
+        prog="python -m gpu finetune", description="Fine-tune as RUN_DIR/config.json says; a run that was interrupted goes on."
+    )
+    parser.add_argument(
+        "folder", type=Path, metavar="RUN_DIR", help="holds config.json and manifest.jsonl; everything else is written here"
+    )
     parser.add_argument("--progress", action="store_true", help="show a progress bar also where standard output is not a terminal")
     arguments = parser.parse_args(argv)
     folder = arguments.folder.resolve()
@@ -114,6 +118,8 @@ def finetune(folder: Path, announcer: Announcer, control: Control, *, show_bar: 
         announcer, control, config, ValidationLoss(clips, config, **latents),
         ValidationSounds(folder, prompts, config, studio), progress, num_clips=len(clips.train),
     )  # fmt: skip
+    resumed, restore = state is not None, _RestoreOptimizer(state)
+    del state  # three times the weights
     save = Save(announcer, control, config, checkpoints, validate)
     accumulate = config.gradient_accumulation_steps
     batches = TrainingBatches(clips, config, start=module.step * accumulate, stop=config.max_train_steps * accumulate, **latents)
@@ -124,7 +130,7 @@ def finetune(folder: Path, announcer: Announcer, control: Control, *, show_bar: 
         max_steps=config.max_train_steps - module.step,
         accumulate_grad_batches=accumulate,
         callbacks=[
-            _RestoreOptimizer(state),
+            restore,
             Report(announcer, config, num_clips=len(clips.train), show_bar=show_bar),
             validate,
             save,
@@ -136,7 +142,7 @@ def finetune(folder: Path, announcer: Announcer, control: Control, *, show_bar: 
     if module.step >= config.max_train_steps and checkpoints.saved_step == module.step:
         announcer.say(FINISHED, step=module.step, elapsed_s=round(time.monotonic() - began, 3))
         return FINISHED_CODE
-    saved = checkpoints.saved_step == module.step or (state is not None and module.step == first_step)
+    saved = checkpoints.saved_step == module.step or (resumed and module.step == first_step)
     return _stopped(control, announcer, step=module.step, saved=saved)
 
 
@@ -156,7 +162,11 @@ def load_trainable(job: FinetuneJob, folder: Path, *, device: torch.device, memo
         return loaded, None
 
     earlier = verify_checkpoint(Path(job.model.weights), only=(UNET_FILE, LORA_FILE)) if job.model.weights else None
-    if earlier and UNET_FILE not in earlier.files and lora_rank(state := load_file(Path(job.model.weights) / LORA_FILE)) == config.lora_rank:
+    if (
+        earlier
+        and UNET_FILE not in earlier.files
+        and lora_rank(state := load_file(Path(job.model.weights) / LORA_FILE)) == config.lora_rank
+    ):
         loaded = load_pipeline(ModelRef(base=job.model.base, base_sha256=job.model.base_sha256), device=device, memo=memo)
         require_base(earlier, loaded.base_sha256, Path(job.model.weights))
         inject_lora(loaded.unet, rank=config.lora_rank)
@@ -229,7 +239,10 @@ def _nothing_left(step: int, job: FinetuneJob, checkpoints: Checkpoints, announc
     if checkpoints.steps():
         announcer.say(FINISHED, step=step, elapsed_s=0.0)
         return FINISHED_CODE
-    raise Fault("config.invalid", f"max_train_steps ({job.config.max_train_steps}) must be more than the {step} steps of {job.resume_from}, which this run goes on from")
+    raise Fault(
+        "config.invalid",
+        f"max_train_steps ({job.config.max_train_steps}) must be more than the {step} steps of {job.resume_from}, which this run goes on from",
+    )
 
 
 def _stopped(control: Control, announcer: Announcer, *, step: int, saved: bool) -> int:
@@ -241,7 +254,9 @@ def _stopped(control: Control, announcer: Announcer, *, step: int, saved: bool) 
     return STOPPED_CODE
 
 
-def _started(module: Denoiser, job: FinetuneJob, loaded: LoadedPipeline, clips: Clips, prompts: list[str], *, precision: str) -> dict[str, Any]:
+def _started(
+    module: Denoiser, job: FinetuneJob, loaded: LoadedPipeline, clips: Clips, prompts: list[str], *, precision: str
+) -> dict[str, Any]:
     return {
         "step": module.step,
         "max_steps": job.config.max_train_steps,

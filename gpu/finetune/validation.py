@@ -131,7 +131,14 @@ class ValidationSounds:
         self.studio = studio
         self._embeds: dict[str, tuple[Embeds, Embeds]] = {}
 
-    def make(self, module: Denoiser, *, say: Callable[[dict[str, Any]], None], report: Callable[[str, int, int], None], should_stop: Callable[[], bool]) -> float | None:
+    def make(
+        self,
+        module: Denoiser,
+        *,
+        say: Callable[[dict[str, Any]], None],
+        report: Callable[[str, int, int], None],
+        should_stop: Callable[[], bool],
+    ) -> float | None:
         """Make and write the best candidate for each prompt; return their mean CLAP score.
 
         Args:

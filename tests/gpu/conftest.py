@@ -86,7 +86,9 @@ def tones(folder: Path, *, train: int = 5, validation: int = 2) -> list[Manifest
     ]  # fmt: skip
 
 
-def tone(path: Path, *, hertz: float = 440.0, rate: int = 16_000, seconds: float = 0.5, channels: int = 1, split: str = TRAIN) -> ManifestClip:
+def tone(
+    path: Path, *, hertz: float = 440.0, rate: int = 16_000, seconds: float = 0.5, channels: int = 1, split: str = TRAIN
+) -> ManifestClip:
     moments = np.arange(int(rate * seconds)) / rate
     samples = 0.4 * np.sin(2 * np.pi * hertz * moments) * np.exp(-moments)
     soundfile.write(path, np.stack([samples] * channels, axis=1), rate)

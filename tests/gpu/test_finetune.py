@@ -109,11 +109,28 @@ def test_a_run_says_what_the_contract_promises(make_run):
     events = list(read_events(run))
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     started = events_of(run, "started")[0].data
-    assert (started["step"], started["max_steps"], started["steps_per_epoch"], started["clips"], started["validation_clips"]) == (0, 4, 3, 5, 2)
+    assert (started["step"], started["max_steps"], started["steps_per_epoch"], started["clips"], started["validation_clips"]) == (
+        0,
+        4,
+        3,
+        5,
+        2,
+    )
     assert started["precision"] == "32-true"
     assert 0 < started["trainable_parameters"] < started["total_parameters"]
     progress = events_of(run, "progress")[-1].data
-    assert {"step", "max_steps", "epoch", "loss", "loss_smooth", "learning_rate", "grad_norm", "clips_per_second", "seconds_left", "memory_bytes"} <= progress.keys()
+    assert {
+        "step",
+        "max_steps",
+        "epoch",
+        "loss",
+        "loss_smooth",
+        "learning_rate",
+        "grad_norm",
+        "clips_per_second",
+        "seconds_left",
+        "memory_bytes",
+    } <= progress.keys()
     assert progress["step"] == 4
     # 5 clips in steps of 2: epochs are behind after steps 3 and (at the end) 4.
     assert [event.data["step"] for event in events_of(run, "validated")] == [0, 3, 4]
@@ -136,7 +153,13 @@ def test_nothing_is_written_beside_the_run_and_the_base_model_stays_as_it_was(ma
     assert main([str(run)]) == 0
     assert not list((tmp_path / "elsewhere").iterdir())
     assert folder_digest(tiny) == before
-    assert {path.name for path in run.iterdir() if path.suffix != ".wav"} == {"config.json", "manifest.jsonl", "events.jsonl", "checkpoints", "samples"}
+    assert {path.name for path in run.iterdir() if path.suffix != ".wav"} == {
+        "config.json",
+        "manifest.jsonl",
+        "events.jsonl",
+        "checkpoints",
+        "samples",
+    }
 
 
 def test_another_rate_and_prediction_type_change_nothing_in_the_course(make_run, tiny_v):
@@ -148,7 +171,9 @@ def test_another_rate_and_prediction_type_change_nothing_in_the_course(make_run,
 
 @pytest.mark.parametrize("values", [{"use_ema": True, "ema_decay": 0.5}, {"method": "full"}], ids=["lora with EMA", "full"])
 def test_a_sound_of_the_run_is_the_sound_that_its_checkpoint_generates(make_run, tmp_path, tiny, values):
-    run = make_run(num_waveforms_per_prompt=2, guidance_scale=2.0, sampler="dpmsolver++", num_inference_steps=3, learning_rate=1e-2, **values)
+    run = make_run(
+        num_waveforms_per_prompt=2, guidance_scale=2.0, sampler="dpmsolver++", num_inference_steps=3, learning_rate=1e-2, **values
+    )
     assert main([str(run)]) == 0
     said = events_of(run, "sample")[-1].data
     config = FinetuneJob.read(run).config
@@ -210,7 +235,9 @@ def test_a_fine_tune_of_a_fine_tune_is_complete_with_the_base_model_alone(make_r
     assert {path.name for path in checkpoint(child, 4).glob("*.safetensors")} == files
     shutil.rmtree(parent)
     job = GenerateJob(
-        config=GenerateConfig.parse({"prompt": "A high beep", "num_inference_steps": 1, "num_waveforms_per_prompt": 1, "audio_length_in_s": 0.5}),
+        config=GenerateConfig.parse(
+            {"prompt": "A high beep", "num_inference_steps": 1, "num_waveforms_per_prompt": 1, "audio_length_in_s": 0.5}
+        ),
         model=ModelRef(base=str(tiny), weights=str(checkpoint(child, 4))),
     )
     with EventWriter(tmp_path) as events:
@@ -306,7 +333,9 @@ def test_a_stop_without_saving_leaves_no_checkpoint(make_run):
 
 def test_a_stop_while_sounds_are_made_does_not_wait_for_them(make_run):
     run = make_run(num_inference_steps=1000, num_waveforms_per_prompt=10)
-    helper = when(lambda: any(event.data.get("stage") == "sampling" for event in events_of(run, "waiting")), lambda: ask(run, "stop", "save"))
+    helper = when(
+        lambda: any(event.data.get("stage") == "sampling" for event in events_of(run, "waiting")), lambda: ask(run, "stop", "save")
+    )
     assert main([str(run)]) == 3
     helper.join()
     assert last(run).type == "stopped"
@@ -380,7 +409,10 @@ def test_without_held_out_clips_there_are_sounds_and_no_loss(make_run, tmp_path)
 
 def test_memory_that_runs_out_has_a_name(make_run, monkeypatch):
     run = make_run()
-    monkeypatch.setattr("torch.optim.AdamW.step", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")))
+    monkeypatch.setattr(
+        "torch.optim.AdamW.step",
+        lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")),
+    )
     assert main([str(run)]) == 1
     assert last(run).data["code"] == "memory.exhausted"
 

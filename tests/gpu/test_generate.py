@@ -99,12 +99,21 @@ def test_ddim_equals_the_pipeline_of_diffusers(model_name, guidance_scale, reque
             part.eval()
     theirs.set_progress_bar_config(disable=True)
     expected = theirs(
-        config.prompt, latents=noise, num_inference_steps=3, guidance_scale=guidance_scale, audio_length_in_s=duration_s, output_type="latent"
+        config.prompt,
+        latents=noise,
+        num_inference_steps=3,
+        guidance_scale=guidance_scale,
+        audio_length_in_s=duration_s,
+        output_type="latent",
     ).audios
     torch.testing.assert_close(latents, expected, rtol=1e-5, atol=1e-5)
 
     seeded = theirs(
-        config.prompt, generator=torch.Generator().manual_seed(7), num_inference_steps=3, guidance_scale=guidance_scale, audio_length_in_s=duration_s
+        config.prompt,
+        generator=torch.Generator().manual_seed(7),
+        num_inference_steps=3,
+        guidance_scale=guidance_scale,
+        audio_length_in_s=duration_s,
     ).audios[0]
     np.testing.assert_allclose(sample_sounds(ours, config)[0].samples, seeded, atol=1e-4)
 

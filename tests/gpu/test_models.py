@@ -29,7 +29,13 @@ def code_of(folder: Path) -> str:
 
 def test_the_facts_of_two_models_that_differ(tiny, tiny_v):
     facts, other = describe(tiny), describe(tiny_v)
-    assert (facts.family, facts.sample_rate_hz, facts.n_mels, facts.latent_scale, facts.prediction_type) == ("audioldm2", 16_000, 64, 4, "epsilon")
+    assert (facts.family, facts.sample_rate_hz, facts.n_mels, facts.latent_scale, facts.prediction_type) == (
+        "audioldm2",
+        16_000,
+        64,
+        4,
+        "epsilon",
+    )
     assert (other.sample_rate_hz, other.n_mels, other.latent_scale, other.prediction_type) == (22_050, 80, 2, "v_prediction")
     assert facts.ranks_by_clap
     assert facts.size_bytes == sum(path.stat().st_size for path in tiny.rglob("*") if path.is_file())

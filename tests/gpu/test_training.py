@@ -229,7 +229,9 @@ def test_a_gradient_that_is_no_number_is_not_applied(loaded, clips, tmp_path):
     trainer.fit(module, DataLoader([good, bad], batch_size=None))
     after_bad = {name: weight.detach().clone() for name, weight in module.trained().items()}
 
-    alone = Denoiser(load_pipeline(ModelRef(base=loaded.pipeline.name_or_path), device="cpu").unet, loaded.pipeline.scheduler, config(method="full"))
+    alone = Denoiser(
+        load_pipeline(ModelRef(base=loaded.pipeline.name_or_path), device="cpu").unet, loaded.pipeline.scheduler, config(method="full")
+    )
     alone.unet.requires_grad_(True)
     quiet_trainer(tmp_path, accelerator="cpu", max_steps=1).fit(alone, DataLoader([good], batch_size=None))
     assert all(torch.equal(weight, after_bad[name]) for name, weight in alone.trained().items())
