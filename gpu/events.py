@@ -67,7 +67,7 @@ class EventWriter:
         self.path = folder / EVENTS_FILE
         self.attempt = attempt
         self.seq = _mend(self.path)
-        self._file = open(self.path, "ab", buffering=0)
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  (open for the writer's life)
 
     def write(self, type: str, /, **data: Any) -> Event:
         """Append one event. Endings and checkpoints are synced to the disk before this returns."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,21 +38,23 @@ def write_manifest(folder: Path, clips: Iterable[ManifestClip]) -> str:
     text = "".join(json.dumps(asdict(clip), ensure_ascii=False, sort_keys=True) + "\n" for clip in clips)
     temporary = folder / f"{MANIFEST_FILE}.tmp"
     temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, folder / MANIFEST_FILE)
+    temporary.replace(folder / MANIFEST_FILE)
     return digest(clips)
 
 
 def read_manifest(folder: Path) -> list[ManifestClip]:
     """Raises Fault `manifest.unreadable` with the line's number."""
     path = folder / MANIFEST_FILE
-    clips = []
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # not splitlines(): a caption may hold U+2028
+    except (OSError, UnicodeDecodeError) as error:
+        raise Fault("manifest.unreadable", f"{path}: {error}") from error
+    clips = []
+    for number, line in enumerate(lines, start=1):
+        try:
             clips.append(ManifestClip(**json.loads(line)))
-    except FileNotFoundError:
-        raise Fault("manifest.unreadable", f"{path} does not exist") from None
-    except (ValueError, TypeError) as error:
-        raise Fault("manifest.unreadable", f"{path} line {number}: {error}") from error
+        except (ValueError, TypeError) as error:
+            raise Fault("manifest.unreadable", f"{path} line {number}: {error}") from error
     return clips
 
 

@@ -11,7 +11,7 @@ os.environ["DATA_DIR"] = _folder
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from audioldm_site.settings import *  # noqa: E402, F403
-from audioldm_site.settings import DATABASES, DATA_DIR  # noqa: E402
+from audioldm_site.settings import DATA_DIR, DATABASES  # noqa: E402
 
 BUILTINS = False
 # A file, as in production: threads and child processes of a test see the same rows.

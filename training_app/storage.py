@@ -181,7 +181,7 @@ def _bring_in(path: Path, folder: Path) -> Path:
     """Move (from incoming) or copy (from elsewhere) a model folder, whole or not at all."""
     incoming = settings.DATA_DIR / "incoming"
     if path.is_relative_to(incoming):
-        os.replace(path, folder)
+        path.replace(folder)
         return folder
     size = sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
     free = shutil.disk_usage(folder.parent).free
@@ -192,7 +192,7 @@ def _bring_in(path: Path, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     try:
         shutil.copytree(path, temporary)
-        os.replace(temporary, folder)
+        temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
