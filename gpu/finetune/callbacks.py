@@ -136,6 +136,14 @@ class Validate(StepCallback):
         clap_score = self._make_sounds(module)
         if clap_score is not None:
             metrics["clap_score"] = clap_score
+        self._say(module, metrics)
+
+    def measure_for_checkpoint(self, module: Denoiser) -> None:
+        """The loss alone, said too: a point more on the curve. The learning rate follows full validations only."""
+        if self.progress.validated_at != module.step and (metrics := self.measure(module)):
+            self._say(module, metrics)
+
+    def _say(self, module: Denoiser, metrics: dict[str, float]) -> None:
         best = self._is_best(metrics)
         self.announcer.say(
             VALIDATED,
@@ -213,7 +221,7 @@ class Save(StepCallback):
         if self.checkpoints.saved_step == module.step:
             return
         if reason == "interval" and not self.control.stop():
-            self.validate.measure(module)
+            self.validate.measure_for_checkpoint(module)
         self.announcer.waiting("saving")
         data = self.checkpoints.save(
             module,

@@ -133,7 +133,9 @@ def test_a_run_says_what_the_contract_promises(make_run):
     } <= progress.keys()
     assert progress["step"] == 4
     # 5 clips in steps of 2: epochs are behind after steps 3 and (at the end) 4.
-    assert [event.data["step"] for event in events_of(run, "validated")] == [0, 3, 4]
+    # Every epoch, and once more for each checkpoint that is saved on schedule.
+    assert [event.data["step"] for event in events_of(run, "validated")] == [0, 2, 3, 4]
+    assert [event.data["clap_score"] is None for event in events_of(run, "validated")] == [False, True, False, False]
     assert [event.data["step"] for event in events_of(run, "sample")] == [0, 3, 4]
     assert [(event.data["step"], event.data["reason"]) for event in events_of(run, "checkpoint")] == [(2, "interval"), (4, "final")]
     assert (events[-1].type, events[-1].data["step"]) == ("finished", 4)
