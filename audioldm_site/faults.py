@@ -43,6 +43,7 @@ WORDS: dict[str, tuple[str, str, str, str]] = {
     "config.precision_needs_gpu": ("This precision needs a GPU", "bf16 and fp16 are for GPUs; on a processor they are slower than full precision or do not exist.", "Choose precision “auto” or “no”, or run on a machine with a GPU.", OWNER),
     "lookup.not_found": ("There is nothing of that name", "No row has this name or id.", "Use one of the names that are listed.", OWNER),
     "lookup.ambiguous": ("The name stands for several", "More than one row has this name.", "Use the id instead.", OWNER),
+    "file.unusable": ("A file or folder cannot be used", "It is not what the command needs, or the system does not let us use it.", "Look at the path that is named and at its permissions.", OWNER),
     # The machine
     "disk.full": ("The disk is full", "There is too little free space to write what comes next. Nothing that was complete has been lost.", "Free some space (old checkpoints, generations, the cache) or enlarge the volume, then press Resume.", OPERATOR),
     "memory.exhausted": ("Out of memory", "The model, its gradients and the batch did not fit into memory.", "Choose a smaller batch with more accumulation, LoRA instead of full, gradient checkpointing, or shorter sounds; then try again.", OWNER),

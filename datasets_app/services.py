@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -79,9 +80,8 @@ def create_dataset(
     Raises:
         Fault: `dataset.not_a_zip` when the source is not there, `disk.full`.
     """
-    source_name = source_name or source.name
-    if not source.exists():
-        raise Fault("dataset.not_a_zip", f"{source} does not exist")
+    source_name = source_name or source.name or source.resolve().name or "dataset"  # "." has no name of its own
+    _require_readable(source)
     dataset = Dataset(owner=owner, origin=origin, source_name=source_name[:255])
     upload = _upload_folder(dataset)
     try:
@@ -486,6 +486,26 @@ def _sweep() -> None:
 
 def _enqueue(dataset: Dataset) -> None:
     queue.enqueue_call("datasets", "datasets_app.tasks.import_dataset", str(dataset.pk))
+
+
+def _require_readable(source: Path) -> None:
+    """Before anything is copied: a folder that holds no dataset may be the whole disk.
+
+    Raises:
+        Fault: there is nothing, or something that cannot be read as a dataset.
+    """
+    try:
+        status = source.stat()
+        if stat.S_ISDIR(status.st_mode):
+            with open_source(source):
+                return
+        if not stat.S_ISREG(status.st_mode):
+            raise Fault("dataset.not_a_zip", f"{source} is no file and no folder")
+        source.open("rb").close()
+    except FileNotFoundError as error:
+        raise Fault("dataset.not_a_zip", f"{source} does not exist") from error
+    except OSError as error:
+        raise Fault("dataset.not_a_zip", f"{source} cannot be read: {error.strerror}") from error
 
 
 def _take(source: Path, target: Path, *, move: bool) -> None:

@@ -9,6 +9,7 @@ from django.core.paginator import Page, Paginator
 from django.db.models import OuterRef, Prefetch, Q, Subquery
 from django.shortcuts import get_object_or_404
 
+from audioldm_site import search
 from audioldm_site.jobs.models import Status
 from generation_app.models import Generation, GenerationEvent, Waveform
 from gpu.events import PROGRESS, STARTED, WAITING
@@ -23,7 +24,7 @@ def generation_page(
     """One page of the generations that `user` may see, each with `best`: its first-ranked waveform in a list, or an empty list."""
     best = Prefetch("waveforms", Waveform.objects.filter(index=0), to_attr="best")
     generations = Generation.objects.visible_to(user).select_related("checkpoint", "owner").prefetch_related(best)
-    for word in query.split():
+    for word in search.words(query):
         generations = generations.filter(Q(prompt__icontains=word) | Q(notes__icontains=word) | Q(checkpoint__name__icontains=word))
     if favourites:
         generations = generations.filter(favourite=True)

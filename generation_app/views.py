@@ -17,6 +17,7 @@ from django.views.decorators.http import require_GET, require_POST
 from audioldm_site import faults
 from audioldm_site.files import file_in, file_response
 from audioldm_site.forms import command_line
+from audioldm_site.jobs.live import event_number
 from audioldm_site.jobs.models import Status
 from generation_app import selectors, services
 from generation_app.forms import GenerationForm, initial_values
@@ -69,8 +70,7 @@ def generation(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
 def events(request: HttpRequest, pk: uuid.UUID) -> JsonResponse:
     """What the socket would send, for networks that let no socket through."""
     found = selectors.visible_generation(request.user, pk)
-    after = request.GET.get("after", "0")
-    return JsonResponse({"events": selectors.events_after(found, int(after) if after.isdecimal() else 0)})
+    return JsonResponse({"events": selectors.events_after(found, event_number(request.GET.get("after", "0")))})
 
 
 @require_POST

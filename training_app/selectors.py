@@ -10,6 +10,7 @@ from django.db.models import Count, F, OuterRef, Q, QuerySet, Subquery, Window
 from django.db.models.functions import RowNumber
 from django.shortcuts import get_object_or_404
 
+from audioldm_site import search
 from audioldm_site.jobs.models import Status
 from gpu.events import CHECKPOINT, PROGRESS, SAMPLE, STARTED, VALIDATED, WAITING
 from training_app import storage
@@ -48,7 +49,7 @@ def run_page(
 ) -> Page:
     """One page of the runs that `user` may see. `query` looks in names, tags, notes and dataset names."""
     runs = TrainingRun.objects.visible_to(user).filter(archived=archived).select_related("base_checkpoint", "owner")
-    for word in query.split():
+    for word in search.words(query):
         runs = runs.filter(Q(name__icontains=word) | Q(tags__icontains=word) | Q(notes__icontains=word) | Q(dataset_name__icontains=word))
     if status in Status.values:
         runs = runs.filter(status=status)
@@ -171,7 +172,7 @@ def checkpoint_page(user, *, query: str = "", origin: str = "", page: str | int 
         .annotate(generation_count=Count("generations", distinct=True), run_count=Count("runs", distinct=True))
         .order_by("-created_at")
     )
-    for word in query.split():
+    for word in search.words(query):
         checkpoints = checkpoints.filter(Q(name__icontains=word) | Q(notes__icontains=word) | Q(run__name__icontains=word))
     if origin in Checkpoint.Origin.values:
         checkpoints = checkpoints.filter(origin=origin)

@@ -33,7 +33,7 @@ def register_checkpoint(path: Path, *, origin: str, name: str | None = None, own
     Raises:
         Fault: not a model that we know (`checkpoint.unrecognised`, `checkpoint.incomplete`), or no room for it (`disk.full`).
     """
-    path = path.resolve()
+    path = Path(os.path.realpath(path))  # Path.resolve() raises RuntimeError for a link to itself
     facts = describe(path)
     sha256 = folder_digest(path)
     known = Checkpoint.objects.filter(sha256=sha256, format=Checkpoint.Format.DIFFUSERS).first()

@@ -19,6 +19,7 @@ from django.views.decorators.http import require_GET, require_POST
 from audioldm_site import faults
 from audioldm_site.files import file_in, file_response
 from audioldm_site.jobs import queue
+from audioldm_site.jobs.live import event_number
 from audioldm_site.jobs.models import ENDED, Status
 from gpu.config import PRESETS, FinetuneConfig
 from gpu.errors import Fault
@@ -112,8 +113,7 @@ def run(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
 def events(request: HttpRequest, pk: uuid.UUID) -> JsonResponse:
     """What the socket would send, for networks that let no socket through."""
     found = selectors.visible_run(request.user, pk)
-    after = request.GET.get("after", "0")
-    return JsonResponse({"events": selectors.events_after(found, int(after) if after.isdecimal() else 0)})
+    return JsonResponse({"events": selectors.events_after(found, event_number(request.GET.get("after", "0")))})
 
 
 @require_POST
@@ -207,7 +207,7 @@ def archive(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
 def file(request: HttpRequest, pk: uuid.UUID, path: str) -> HttpResponseBase:
     found = selectors.visible_run(request.user, pk)
     target = file_in(found.folder, path)
-    if target.suffix not in SHOWN_FILES or path.startswith("checkpoints/"):
+    if target.suffix not in SHOWN_FILES or target.is_relative_to((found.folder / "checkpoints").resolve()):
         raise Http404(f"{path} is not shown here")
     name = "-".join([slugify(found.name) or "run", *target.relative_to(found.folder.resolve()).parts[-2:]])
     return file_response(request, target, filename=name, content_type=SHOWN_FILES[target.suffix])

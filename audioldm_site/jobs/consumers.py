@@ -13,7 +13,7 @@ from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.contrib.auth import get_user_model
 
-from audioldm_site.jobs.live import Topic, feed
+from audioldm_site.jobs.live import Topic, event_number, feed
 from audioldm_site.jobs.models import Job
 
 log = logging.getLogger(__name__)
@@ -65,8 +65,7 @@ class JobConsumer(AsyncWebsocketConsumer):
             await self.close(INTERNAL_ERROR)
 
     def _after(self) -> int:
-        text = parse_qs(self.scope["query_string"].decode("latin-1")).get("after", ["0"])[0]
-        return int(text) if text.isascii() and text.isdigit() else 0
+        return event_number(parse_qs(self.scope["query_string"].decode("latin-1")).get("after", ["0"])[0])
 
     @database_sync_to_async
     def _may_see(self) -> bool:

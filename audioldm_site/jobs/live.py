@@ -30,6 +30,8 @@ CHUNK = 500
 BATCHES_WAITING = 8
 """How far a subscriber may fall behind before it reads for itself."""
 MESSAGE_VERSION = 1
+MAX_DIGITS = 18
+"""Below 2**63; and int() raises for thousands of digits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +171,11 @@ def _read(topic: Topic, after: int) -> list[Message]:
 
 def _with_job(topic: Topic, message: dict) -> dict:
     return {"v": MESSAGE_VERSION, "job": topic.model.kind, "id": str(topic.job_id), **message}
+
+
+def event_number(text: str) -> int:
+    """The number in `?after=N`; 0 for what is none, or more than a column holds."""
+    return int(text) if len(text) <= MAX_DIGITS and text.isascii() and text.isdigit() else 0
 
 
 _feeds: dict[asyncio.AbstractEventLoop, Feed] = {}

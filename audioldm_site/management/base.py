@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandParser
 
 from gpu.config import ConfigError
@@ -33,6 +35,7 @@ class StudioCommand(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
+            _require_text(options)
             result = self.run(**options)
         except ConfigError as error:
             for message in error.errors.values():
@@ -41,7 +44,27 @@ class StudioCommand(BaseCommand):
         except Fault as fault:
             self.stderr.write(f"{fault.code}: {fault.message}")
             sys.exit(1)
+        except ValidationError as error:
+            for message in error.messages:
+                self.stderr.write(f"config.invalid: {message}")
+            sys.exit(1)
+        except OSError as error:
+            code = "disk.full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "file.unusable"
+            self.stderr.write(f"{code}: {error}")
+            sys.exit(1)
         if options["json"]:
             self.stdout.write(json.dumps(result, ensure_ascii=False, default=str))
         else:
             self.stdout.write(self.describe(result))
+
+
+def _require_text(options: dict[str, Any]) -> None:
+    """Bytes that are not UTF-8 reach a program as half characters, which neither a database nor a file of JSON can hold.
+
+    Raises:
+        Fault: an argument has some.
+    """
+    for name, value in options.items():
+        for text in value if isinstance(value, list) else [value]:
+            if any("\ud800" <= letter <= "\udfff" for letter in str(text)):
+                raise Fault("config.invalid", f"{name} ({str(text)!a}) is not UTF-8")

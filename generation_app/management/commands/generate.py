@@ -27,6 +27,8 @@ class Command(StudioCommand):
         add_parameters(parser, GenerateConfig, leave_out=("prompt",))
 
     def run(self, *, prompt, checkpoint, out, **options):
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
         here = not queue.workers_alive("generation")
         generation = services.create_generation(
             owner=None,
@@ -72,7 +74,6 @@ def generation_facts(generation: Generation, *, out: Path | None = None) -> dict
     for waveform in generation.waveforms.all():
         path = waveform.file
         if out:
-            out.mkdir(parents=True, exist_ok=True)
             path = out / f"{_file_stem(generation.prompt)}-{waveform.index}.wav"
             shutil.copyfile(waveform.file, path)
         waveforms.append(
