@@ -49,6 +49,8 @@ class FirstAccountForm(UserCreationForm):
     class Meta:
         model = get_user_model()
         fields = ("username",)
+        labels = {"username": "Name"}
+        help_texts = {"username": "Letters, digits and @ . + - _"}
         widgets = {"username": forms.TextInput(attrs={"autocomplete": "username", "autofocus": True})}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_safe
 
 from audioldm_site import machine
 from audioldm_site.jobs.models import Status
@@ -17,7 +17,7 @@ from training_app.models import Checkpoint, TrainingRun
 RUNS_ON_HOME = 10
 
 
-@require_GET
+@require_safe
 def home(request: HttpRequest) -> HttpResponse:
     """What runs, what waits, what was, and how the machine is."""
     filters = {"query": request.GET.get("q", ""), "status": request.GET.get("status", ""), "sort": request.GET.get("sort", "")}

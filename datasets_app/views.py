@@ -12,7 +12,7 @@ from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
-from django.views.decorators.http import require_GET, require_POST, require_safe
+from django.views.decorators.http import require_POST, require_safe
 
 from audioldm_site import faults
 from audioldm_site.files import file_response
@@ -142,7 +142,7 @@ def clip(request: HttpRequest, pk, clip_id: int) -> HttpResponse:
     return JsonResponse({"caption": found.caption, "split": found.split, "included": not found.excluded, "flags": flags})
 
 
-@require_GET
+@require_safe
 def clip_audio(request: HttpRequest, pk, clip_id: int) -> HttpResponse:
     found = _clip(request, pk, clip_id)
     try:
@@ -206,7 +206,8 @@ def _may_delete(user, found: Dataset) -> bool:
 def _back_to(request: HttpRequest, found: Clip) -> str:
     """The list as it was, at the clip."""
     address = request.POST.get("next", "")
-    if not url_has_allowed_host_and_scheme(address, allowed_hosts={request.get_host()}, require_https=request.is_secure()):
+    # Without the slash redirect() would take it for the name of a view.
+    if not address.startswith("/") or not url_has_allowed_host_and_scheme(address, allowed_hosts={request.get_host()}, require_https=request.is_secure()):
         address = reverse("datasets:dataset", args=[found.dataset_id])
     return f"{address}#clip-{found.pk}"
 

@@ -12,7 +12,7 @@ from django.http.response import HttpResponseBase
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.text import slugify
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from audioldm_site import faults
 from audioldm_site.files import file_in, file_response
@@ -50,7 +50,7 @@ def index(request: HttpRequest) -> HttpResponse:
     return render(request, "generation/index.html", context, status=422 if form.is_bound else 200)
 
 
-@require_GET
+@require_safe
 def generation(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
     found = selectors.visible_generation(request.user, pk)
     context = {
@@ -66,7 +66,7 @@ def generation(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
     return render(request, "generation/generation.html", context)
 
 
-@require_GET
+@require_safe
 def events(request: HttpRequest, pk: uuid.UUID) -> JsonResponse:
     """What the socket would send, for networks that let no socket through."""
     found = selectors.visible_generation(request.user, pk)
@@ -113,7 +113,7 @@ def delete(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
     return redirect("generation:index")
 
 
-@require_GET
+@require_safe
 def file(request: HttpRequest, pk: uuid.UUID, path: str) -> HttpResponseBase:
     """A sound; `?download` saves it under a name that says what it is."""
     found = selectors.visible_generation(request.user, pk)
@@ -124,7 +124,7 @@ def file(request: HttpRequest, pk: uuid.UUID, path: str) -> HttpResponseBase:
     return file_response(request, target, filename=name, content_type="audio/wav", as_attachment="download" in request.GET)
 
 
-@require_GET
+@require_safe
 def spectrogram(request: HttpRequest, pk: uuid.UUID, path: str) -> HttpResponse:
     found = selectors.visible_generation(request.user, pk)
     return spectrogram_response(file_in(found.folder, path))

@@ -161,7 +161,7 @@ class FinetuneConfig(Config):
     validation_epochs: int = _param(5, "Validate every N epochs", "Epochs between validations: loss on held-out clips with fixed noise, and sounds for the fixed prompts.", unit="epochs", minimum=1, maximum=1_000_000, group=LISTENING)
     validation_prompts: list[str] = _param([], "Validation prompts", "One a line, heard at step 0, at every validation and at the end. Empty: captions of held-out clips.", multiline=True, group=LISTENING)
     guidance_scale: float = _param(3.5, "Guidance scale", "Lower is more creative, higher obeys the prompt more.", minimum=0.0, maximum=100.0, warn_above=15.0, group=LISTENING)
-    num_inference_steps: int = _param(200, "DDIM steps", "Steps of the sampler: more is clearer, with little gain after about 50.", unit="steps", minimum=1, maximum=1_000, group=LISTENING)
+    num_inference_steps: int = _param(200, "Sampler steps", "Steps of the sampler: more is clearer, with little gain after about 50.", unit="steps", minimum=1, maximum=1_000, group=LISTENING)
     sampler: str = _param("ddim", "Sampler", "DDIM is the original; DPM-Solver++ and UniPC need about 20 steps for the same sound.", choices=SAMPLERS, group=LISTENING)
     num_waveforms_per_prompt: int = _param(3, "Candidates", "Sounds made per prompt and ranked by CLAP, best first.", unit="sounds", minimum=1, maximum=64, group=LISTENING)
     audio_length_in_s: float = _param(10.24, "Duration", "Length of the sounds trained on and made. Longer clips are cropped at random, shorter ones padded with silence.", unit="s", minimum=0.1, maximum=120.0, group=LISTENING)

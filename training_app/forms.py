@@ -48,7 +48,10 @@ class RunForm(ConfigForm):
 
     def __init__(self, *args: Any, user, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["dataset"].queryset = Dataset.objects.visible_to(user).filter(status=DatasetStatus.READY).order_by("name")
+        ready = Dataset.objects.visible_to(user).filter(status=DatasetStatus.READY).order_by("name")
+        self.fields["dataset"].queryset = ready
+        if "dataset" not in self.initial and len(ready[:2]) == 1:
+            self.initial["dataset"] = ready[0].pk
         self.fields["checkpoint"].queryset = selectors.usable_checkpoints(user)
 
     def main_fields(self):

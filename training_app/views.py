@@ -14,7 +14,7 @@ from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.text import slugify
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from audioldm_site import faults
 from audioldm_site.files import file_in, file_response
@@ -39,7 +39,7 @@ SHOWN_FILES = {
 A_WEEK_S = 7 * 24 * 3600
 
 
-@require_GET
+@require_safe
 def index(request: HttpRequest) -> HttpResponse:
     filters = {"query": request.GET.get("q", ""), "status": request.GET.get("status", ""), "sort": request.GET.get("sort", "")}
     archived = request.GET.get("archived") == "1"
@@ -76,7 +76,7 @@ def new(request: HttpRequest) -> HttpResponse:
     return render(request, "training/new.html", context, status=422 if form.is_bound else 200)
 
 
-@require_GET
+@require_safe
 def run(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
     found = selectors.visible_run(request.user, pk)
     failed = found.status == Status.FAILED
@@ -109,7 +109,7 @@ def run(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
     return render(request, "training/run.html", context)
 
 
-@require_GET
+@require_safe
 def events(request: HttpRequest, pk: uuid.UUID) -> JsonResponse:
     """What the socket would send, for networks that let no socket through."""
     found = selectors.visible_run(request.user, pk)
@@ -177,7 +177,7 @@ def continue_run(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
     return redirect("training:run", child.pk)
 
 
-@require_GET
+@require_safe
 def clone(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
     selectors.visible_run(request.user, pk)
     return redirect(f"{reverse('training:new')}?clone={pk}")
@@ -203,7 +203,7 @@ def archive(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
     return redirect("training:run", pk)
 
 
-@require_GET
+@require_safe
 def file(request: HttpRequest, pk: uuid.UUID, path: str) -> HttpResponseBase:
     found = selectors.visible_run(request.user, pk)
     target = file_in(found.folder, path)
@@ -213,7 +213,7 @@ def file(request: HttpRequest, pk: uuid.UUID, path: str) -> HttpResponseBase:
     return file_response(request, target, filename=name, content_type=SHOWN_FILES[target.suffix])
 
 
-@require_GET
+@require_safe
 def spectrogram(request: HttpRequest, pk: uuid.UUID, path: str) -> HttpResponse:
     found = selectors.visible_run(request.user, pk)
     return spectrogram_response(file_in(found.folder / "samples", path.removeprefix("samples/")))
@@ -232,14 +232,14 @@ def spectrogram_response(sound) -> HttpResponse:
     return HttpResponse(picture, content_type="image/png", headers={"Cache-Control": f"private, max-age={A_WEEK_S}"})
 
 
-@require_GET
+@require_safe
 def checkpoints(request: HttpRequest) -> HttpResponse:
     filters = {"query": request.GET.get("q", ""), "origin": request.GET.get("origin", "")}
     page = selectors.checkpoint_page(request.user, **filters, page=request.GET.get("page"))
     return render(request, "checkpoints/index.html", {"page": page, **filters, "origins": Checkpoint.Origin.choices})
 
 
-@require_GET
+@require_safe
 def checkpoint(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
     found = selectors.visible_checkpoint(request.user, pk)
     context = {
@@ -251,7 +251,7 @@ def checkpoint(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
     return render(request, "checkpoints/checkpoint.html", context)
 
 
-@require_GET
+@require_safe
 def download(request: HttpRequest, pk: uuid.UUID) -> HttpResponseBase:
     """The trained weights of a run's checkpoint: one file, with ranges so that a broken download goes on."""
     found = selectors.visible_checkpoint(request.user, pk)
@@ -318,11 +318,12 @@ def _initial(request: HttpRequest) -> dict[str, Any]:
     cloned = None
     if wanted := _uuid(request.GET.get("clone")):
         cloned = services.clone_values(selectors.visible_run(request.user, wanted))
-    checkpoint = (
-        selectors.usable_checkpoints(request.user)
-        .filter(pk=_uuid(request.GET.get("checkpoint")) or (cloned or {}).get("base_checkpoint"))
-        .first()
-    )
+    usable = selectors.usable_checkpoints(request.user)
+    checkpoint = usable.filter(pk=_uuid(request.GET.get("checkpoint")) or (cloned or {}).get("base_checkpoint")).first()
+    if checkpoint is None and cloned is None:
+        # One base model: nothing to choose, and its own duration and sampler are the ones to start from.
+        models = list(usable.filter(format=Checkpoint.Format.DIFFUSERS)[:2])
+        checkpoint = models[0] if len(models) == 1 else None
     values = initial_values(checkpoint=checkpoint, preset=request.GET.get("preset", ""), cloned=cloned)
     if dataset := _uuid(request.GET.get("dataset")):
         values["dataset"] = dataset

@@ -390,6 +390,20 @@ def test_a_preset_fills_the_form_without_javascript(alice_client):
         assert form[name].value() == value
 
 
+def test_a_page_answers_head_as_download_tools_ask(alice_client):
+    assert alice_client.head(reverse("training:index")).status_code == 200
+
+
+def test_a_lone_model_and_a_lone_dataset_are_chosen_already(alice_client, base_checkpoint, dataset):
+    Checkpoint.objects.filter(pk=base_checkpoint.pk).update(defaults={"audio_length_in_s": 5.12})
+
+    form = alice_client.get(reverse("training:new")).context["form"]
+
+    assert form["checkpoint"].value() == base_checkpoint.pk
+    assert form["audio_length_in_s"].value() == 5.12
+    assert form["dataset"].value() == dataset.pk
+
+
 def test_a_checkpoint_recommends_its_own_values(alice_client, base_checkpoint):
     Checkpoint.objects.filter(pk=base_checkpoint.pk).update(defaults={"audio_length_in_s": 5.12})
 

@@ -24,7 +24,7 @@ function open(page) {
     onEvents(events) {
       const before = state;
       state = events.reduce(reduce, state);
-      if (before.status !== state.status || before.waveforms !== state.waveforms) refreshFragments(["status", "actions", "notices", "sounds"]).catch(() => {});
+      if (before.status !== state.status || before.waveforms !== state.waveforms) refreshFragments(["status", "actions", "notices", "sounds", "delete"]).catch(() => {});
       draw(page, state);
     },
     onConnection(now) {
@@ -34,6 +34,10 @@ function open(page) {
     },
   });
   draw(page, state);
+  // Nobody says an event while it waits in line: ask how the line moves.
+  setInterval(() => {
+    if (state.status === "queued" && !document.hidden) refreshFragments(["status", "actions", "notices"]).catch(() => {});
+  }, 3_000);
 }
 
 /** @param {HTMLElement} page @param {GenerationState} state */

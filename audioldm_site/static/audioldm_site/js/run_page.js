@@ -43,6 +43,10 @@ function open(page) {
   });
   draw(state);
   setInterval(later, 15_000);
+  // Nobody says an event while the run waits, nor while its worker loads the libraries: ask how the line moves.
+  setInterval(() => {
+    if (state.status === "queued" && !document.hidden) redrawByServer(["status", "notices", "actions"]);
+  }, 3_000);
 }
 
 /** @type {Set<string>} */
