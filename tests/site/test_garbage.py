@@ -93,3 +93,11 @@ def test_a_name_that_is_not_utf_8_is_refused(refused):
 def test_sounds_are_not_made_for_a_folder_that_cannot_be(refused, checkpoint, tmp_path):
     (tmp_path / "file").write_text("x")
     assert refused("generate", "a dog", "--checkpoint", "tiny", "--out", str(tmp_path / "file")).startswith("file.unusable: ")
+
+
+@pytest.mark.parametrize("address", ["nan", "//elsewhere.example/", "https://elsewhere.example/", "", "x" * 100])
+def test_a_clip_leads_back_to_its_dataset_when_the_address_is_garbage(client, dataset, address):
+    client.force_login(dataset.owner)
+    clip = dataset.clips.first()
+    answer = client.post(f"/datasets/{dataset.pk}/clips/{clip.pk}/", {"next": address, "caption": "a bell"})
+    assert answer.headers["Location"] == f"/datasets/{dataset.pk}/#clip-{clip.pk}"
