@@ -7,7 +7,6 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from django.core.checks import ERROR, run_checks
 from django.db import DatabaseError, connection
@@ -73,7 +72,7 @@ def _data_dir() -> Finding:
         return Finding(name="data", value=value, state=FAILING, code="data.not_writable")
     if disk.is_low:
         return Finding(name="data", value=value, state=FAILING, code="disk.low")
-    if _in_container() and disk.folder.stat().st_dev == Path("/").stat().st_dev:
+    if disk.is_containers_own:
         return Finding(name="data", value=f"{value}, not a volume", state=WARNING, code="data.not_a_volume")
     return Finding(name="data", value=value)
 
@@ -128,7 +127,3 @@ def _checks() -> Iterator[Finding]:
     for message in run_checks(include_deployment_checks=False):
         state = FAILING if message.level >= ERROR else WARNING
         yield Finding(name="settings", value=message.msg, state=state, code=message.id or "settings", hint=message.hint or "")
-
-
-def _in_container() -> bool:
-    return Path("/.dockerenv").exists() or Path("/run/.containerenv").exists() or "KUBERNETES_SERVICE_HOST" in os.environ or "RUNPOD_POD_ID" in os.environ

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,11 +19,12 @@ LOW_SPACE_BYTES = 5 * 10**9
 
 @dataclass(frozen=True, kw_only=True)
 class Disk:
-    """The disk under DATA_DIR."""
+    """The disk under DATA_DIR. One that is a container's own is deleted with it."""
 
     folder: Path
     total_bytes: int
     free_bytes: int
+    is_containers_own: bool
 
     @property
     def used_bytes(self) -> int:
@@ -45,7 +47,12 @@ class QueueState:
 
 def disk() -> Disk:
     usage = shutil.disk_usage(settings.DATA_DIR)
-    return Disk(folder=settings.DATA_DIR, total_bytes=usage.total, free_bytes=usage.free)
+    on_root = settings.DATA_DIR.stat().st_dev == Path("/").stat().st_dev
+    return Disk(folder=settings.DATA_DIR, total_bytes=usage.total, free_bytes=usage.free, is_containers_own=on_root and in_container())
+
+
+def in_container() -> bool:
+    return Path("/.dockerenv").exists() or Path("/run/.containerenv").exists() or "KUBERNETES_SERVICE_HOST" in os.environ or "RUNPOD_POD_ID" in os.environ
 
 
 def queue_states() -> list[QueueState]:

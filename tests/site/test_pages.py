@@ -14,6 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
+from audioldm_site import machine
 from audioldm_site.forms import command_line
 from audioldm_site.jobs.models import Status, Worker
 from audioldm_site.templatetags.studio import bytes_size, duration, figure, moment, seconds, waveform_path, whole
@@ -388,6 +389,16 @@ def test_a_preset_fills_the_form_without_javascript(alice_client):
 
     for name, value in PRESETS["standard"].items():
         assert form[name].value() == value
+
+
+def test_the_start_page_warns_when_all_state_goes_with_the_container(alice_client, monkeypatch):
+    disk = machine.disk()
+    monkeypatch.setattr(machine, "disk", lambda: dataclasses.replace(disk, is_containers_own=False))
+    assert "outlives the container" not in alice_client.get(reverse("home")).content.decode()
+
+    monkeypatch.setattr(machine, "disk", lambda: dataclasses.replace(disk, is_containers_own=True))
+
+    assert "outlives the container" in alice_client.get(reverse("home")).content.decode()
 
 
 def test_a_page_answers_head_as_download_tools_ask(alice_client):
