@@ -73,6 +73,7 @@ WORDS: dict[str, tuple[str, str, str, str]] = {
     "checkpoint.incomplete": ("The model is not whole", "A part of it, or of its weights, is missing or cut short.", "Copy or download it again.", OWNER),
     "checkpoint.pickled": ("The weights are pickled", "Pickle files can run any program when they are opened, so we never open them.", "Save the model as safetensors (save_pretrained does so by default).", OWNER),
     "checkpoint.link": ("This is a link", "Links are not followed: what they lead to can change or lie anywhere.", "Move or copy the model itself.", OWNER),
+    "checkpoint.known": ("This model is there already", "A registered checkpoint has the same content, so nothing was done.", "Use that one, and delete the copy.", OWNER),
     "checkpoint.missing": ("The checkpoint's files are gone", "They were moved or deleted since it was registered.", "Put them back and scan, or choose another checkpoint.", OWNER),
     "checkpoint.changed": ("The model was changed", "Its files differ from those that the job was made for, so the result would not be what it says.", "Put the original files back, or register the changed model as a new one.", OWNER),
     "checkpoint.corrupt": ("The checkpoint is damaged", "Its content does not agree with its own hash.", "Use an earlier checkpoint; look after the disk.", OPERATOR),

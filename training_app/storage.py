@@ -83,7 +83,10 @@ def scan_checkpoints() -> tuple[list[Checkpoint], list[dict[str, str]]]:
         try:
             if path.is_symlink():
                 raise Fault("checkpoint.link", f"{path.name} is a link; move or copy the model itself here")
-            registered.append(register_checkpoint(path, origin=Checkpoint.Origin.SCANNED))
+            row = register_checkpoint(path, origin=Checkpoint.Origin.SCANNED)
+            if path.exists():  # what is new was moved
+                raise Fault("checkpoint.known", f"its content is already the checkpoint {row.name}")
+            registered.append(row)
         except Fault as fault:
             ignored.append({"path": path.name, "code": fault.code, "message": fault.message})
     mark_missing()

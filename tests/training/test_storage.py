@@ -35,6 +35,18 @@ def test_scanning_registers_models_and_names_what_is_not_one(settings):
     assert not (incoming / "dropped").exists()
 
 
+def test_scanning_a_second_copy_says_which_checkpoint_it_is(settings):
+    incoming = settings.DATA_DIR / "incoming" / "checkpoints"
+    shutil.copytree(tiny_model(), incoming / "first")
+    storage.scan_checkpoints()
+    shutil.copytree(tiny_model(), incoming / "second")
+
+    registered, ignored = storage.scan_checkpoints()
+
+    assert registered == []
+    assert ignored == [{"path": "second", "code": "checkpoint.known", "message": "its content is already the checkpoint first"}]
+
+
 def test_a_checkpoint_that_was_changed_on_disk_fails_verification(checkpoint):
     assert storage.verify(checkpoint)
     weights = next(checkpoint.folder.rglob("*.safetensors"))

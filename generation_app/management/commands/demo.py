@@ -89,7 +89,7 @@ class Command(StudioCommand):
                 f"before:  {result['before']}  (CLAP score {_number(result['clap_score_before'])})",
                 f"after:   {result['after']}  (CLAP score {_number(result['clap_score_after'])})",
                 f"picture: {result['picture']}",
-                f"The run and its checkpoint are in the studio too: `make run`, then run “{result['run']}”.",
+                f"The run is in the studio too: `make run`, then Training; its result is the checkpoint “{result['checkpoint']}”.",
             ]
         )
 
