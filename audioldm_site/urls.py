@@ -4,6 +4,8 @@ from django.urls import include, path
 
 from audioldm_site import first_run, health, views
 
+admin.site.site_header = admin.site.site_title = "AudioLDM studio: administration"
+
 urlpatterns = [
     path("", views.home, name="home"),
     path("datasets/", include("datasets_app.urls")),

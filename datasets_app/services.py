@@ -45,6 +45,7 @@ PROGRESS_EVERY_S = 0.5
 CLIP_BATCH = 500
 ABANDONED_S = 6 * 3600
 MAX_SHARE = 0.9
+DEMO_LICENCE = "CC0, CC BY, MIT or public domain: ATTRIBUTION.md in the archive"
 IMPORTED_FOLDER = "imported"
 
 
@@ -338,6 +339,7 @@ def ensure_demo(archive: Path) -> Dataset | None:
         return None
     try:
         dataset = import_inline(source=archive, name="demo", origin=Origin.BUILTIN)
+        update_dataset(dataset, licence=DEMO_LICENCE)
     except Fault as fault:
         log.warning("the demo dataset could not be imported: %s: %s", fault.code, fault.message)
         return None

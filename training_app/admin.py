@@ -76,25 +76,29 @@ class CheckpointAdmin(admin.ModelAdmin):
     def pin(self, request, queryset) -> None:
         for checkpoint in queryset:
             services.set_pinned(checkpoint, pinned=True)
+        self.message_user(request, f"Pinned: {len(queryset)}.", messages.SUCCESS)
 
     @admin.action(description="Unpin")
     def unpin(self, request, queryset) -> None:
         for checkpoint in queryset:
             services.set_pinned(checkpoint, pinned=False)
+        self.message_user(request, f"No longer pinned: {len(queryset)}.", messages.SUCCESS)
 
     @admin.action(description="Retire (offered nowhere any more; files stay)")
     def retire(self, request, queryset) -> None:
-        queryset.model.objects.filter(pk__in=queryset.values("pk")).update(retired=True)
+        changed = queryset.model.objects.filter(pk__in=queryset.values("pk")).update(retired=True)
+        self.message_user(request, f"Retired: {changed}.", messages.SUCCESS)
 
     @admin.action(description="Bring back")
     def bring_back(self, request, queryset) -> None:
-        queryset.model.objects.filter(pk__in=queryset.values("pk")).update(retired=False)
+        changed = queryset.model.objects.filter(pk__in=queryset.values("pk")).update(retired=False)
+        self.message_user(request, f"Brought back: {changed}.", messages.SUCCESS)
 
 
 @admin.register(TrainingRun)
 class TrainingRunAdmin(ReadOnlyJobAdmin):
     list_display = ["name", "status", "dataset_name", "base_checkpoint", "global_step", "owner", "created_at", "finished_at", "error_code"]
-    list_filter = ["status", "archived", "base_checkpoint"]
+    list_filter = ["status", "archived", ("base_checkpoint", admin.RelatedOnlyFieldListFilter)]
     search_fields = ["name", "dataset_name", "tags", "notes", "error_code"]
     page_name = "training:run"
 

@@ -126,6 +126,7 @@ def test_a_taken_name_in_the_imported_folder_gets_a_number(incoming):
 
 def test_the_demo_is_a_sound_dataset():
     dataset = services.ensure_demo(DEMO)
+    assert "CC BY" in dataset.licence
     assert (dataset.name, dataset.status, dataset.owner, dataset.origin) == ("demo", "ready", None, "builtin")
     assert dataset.clips.count() == dataset.clips.usable().count() == 172
 
