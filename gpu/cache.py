@@ -87,15 +87,17 @@ def model_digest(folder: Path, *, memo: Path | None = None) -> str:
     if stamp in _digests:
         return _digests[stamp]
     note = memo / "digests" / stamp if memo else None
-    if note and note.is_file() and len(text := note.read_text(encoding="ascii", errors="replace")) == 64:
-        _digests[stamp] = text
-        return text
+    if note and note.is_file():
+        digest, _, checksum = note.read_text(encoding="ascii", errors="replace").partition(" ")
+        if checksum == key_of(stamp=stamp, digest=digest):
+            _digests[stamp] = digest
+            return digest
     digest = _digests[stamp] = folder_digest(folder)
     if note:
         with contextlib.suppress(OSError):  # a memo that cannot be kept costs time only
             note.parent.mkdir(parents=True, exist_ok=True)
             temporary = note.with_name(f".tmp-{note.name}-{os.getpid()}")
-            temporary.write_text(digest, encoding="ascii")
+            temporary.write_text(f"{digest} {key_of(stamp=stamp, digest=digest)}", encoding="ascii")
             temporary.replace(note)
     return digest
 

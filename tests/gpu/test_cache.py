@@ -54,3 +54,17 @@ def test_a_model_is_hashed_again_only_after_it_changed(tmp_path):
     os.utime(model / "weights", ns=(1, 1))
     assert model_digest(model, memo=tmp_path / "memo") == folder_digest(model) != first
     assert len(list((tmp_path / "memo/digests").iterdir())) == len(notes) + 1
+
+
+def test_a_damaged_note_of_a_digest_counts_as_absent(tmp_path, monkeypatch):
+    monkeypatch.setattr("gpu.cache._digests", {})
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights").write_text("one")
+    digest = model_digest(model, memo=tmp_path / "memo")
+    (note,) = (tmp_path / "memo/digests").iterdir()
+    whole = note.read_bytes()
+    for damaged in (b"", b"\0" * 64, whole[:64], b"f" * 64 + whole[64:], whole[:-4] + b"zzzz"):
+        note.write_bytes(damaged)
+        monkeypatch.setattr("gpu.cache._digests", {})
+        assert model_digest(model, memo=tmp_path / "memo") == digest
