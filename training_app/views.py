@@ -321,9 +321,8 @@ def _initial(request: HttpRequest) -> dict[str, Any]:
     usable = selectors.usable_checkpoints(request.user)
     checkpoint = usable.filter(pk=_uuid(request.GET.get("checkpoint")) or (cloned or {}).get("base_checkpoint")).first()
     if checkpoint is None and cloned is None:
-        # One base model: nothing to choose, and its own duration and sampler are the ones to start from.
-        models = list(usable.filter(format=Checkpoint.Format.DIFFUSERS)[:2])
-        checkpoint = models[0] if len(models) == 1 else None
+        # The newest whole model: its own duration and sampler are the ones to start from.
+        checkpoint = usable.filter(format=Checkpoint.Format.DIFFUSERS).first()
     values = initial_values(checkpoint=checkpoint, preset=request.GET.get("preset", ""), cloned=cloned)
     if dataset := _uuid(request.GET.get("dataset")):
         values["dataset"] = dataset

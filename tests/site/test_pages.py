@@ -405,7 +405,7 @@ def test_a_page_answers_head_as_download_tools_ask(alice_client):
     assert alice_client.head(reverse("training:index")).status_code == 200
 
 
-def test_a_lone_model_and_a_lone_dataset_are_chosen_already(alice_client, base_checkpoint, dataset):
+def test_the_newest_model_and_a_lone_dataset_are_chosen_already(alice_client, base_checkpoint, dataset):
     Checkpoint.objects.filter(pk=base_checkpoint.pk).update(defaults={"audio_length_in_s": 5.12})
 
     form = alice_client.get(reverse("training:new")).context["form"]
