@@ -97,7 +97,7 @@ def command_line(
 
     A key of `arguments` that does not begin with `--` is given by position. js/command_line.js writes the same.
     """
-    words = ["manage.py", command]
+    words = ["./manage.py", command]
     for flag, value in arguments.items():
         words += [flag, value] if flag.startswith("--") else [value]
     for parameter in config_class.parameters():

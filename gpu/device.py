@@ -59,6 +59,11 @@ def training_precision(mixed_precision: str, device: torch.device) -> str:
     return "32-true"
 
 
+def precision_words(precision: str) -> str:
+    """Lightning's word as people say it."""
+    return {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}.get(precision, precision)
+
+
 def candidates_at_once(num_latents: int, device: torch.device) -> int:
     """How many candidates go through the UNet together.
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from gpu.announcer import Announcer
 from gpu.config import FinetuneJob, ModelRef
-from gpu.device import choose_device, device_name, fault_of, prepare_device, training_precision, versions
+from gpu.device import choose_device, device_name, fault_of, precision_words, prepare_device, training_precision, versions
 from gpu.errors import Fault
 from gpu.events import FAILED, FINISHED, STARTED, STOPPED, EventWriter, read_events
 from gpu.finetune.callbacks import Obey, Report, Save, Validate, clips_per_step
@@ -262,7 +262,7 @@ def _started(
         "max_steps": job.config.max_train_steps,
         "steps_per_epoch": math.ceil(len(clips.train) / clips_per_step(job.config)),
         "device": device_name(loaded.device),
-        "precision": precision,
+        "precision": precision_words(precision),
         "trainable_parameters": sum(weight.numel() for weight in module.trained().values()),
         "total_parameters": sum(loaded.facts.parameters.values()),
         "clips": len(clips.train),

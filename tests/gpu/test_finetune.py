@@ -116,7 +116,7 @@ def test_a_run_says_what_the_contract_promises(make_run):
         5,
         2,
     )
-    assert started["precision"] == "32-true"
+    assert started["precision"] == "fp32"
     assert 0 < started["trainable_parameters"] < started["total_parameters"]
     progress = events_of(run, "progress")[-1].data
     assert {

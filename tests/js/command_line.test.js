@@ -9,16 +9,16 @@ test("only what differs from the defaults is said", () => {
   const values = { seed: "0", learning_rate: "3e-4", use_ema: true, sampler: "ddim", validation_prompts: "a bell\n\n it's rain " };
   assert.equal(
     commandLine("finetune", [["--dataset", "Foley doors"], ["--checkpoint", "starter"]], values, DEFAULTS),
-    `manage.py finetune --dataset 'Foley doors' --checkpoint starter --learning_rate 3e-4 --use_ema true --validation_prompts 'a bell' --validation_prompts 'it'"'"'s rain'`,
+    `./manage.py finetune --dataset 'Foley doors' --checkpoint starter --learning_rate 3e-4 --use_ema true --validation_prompts 'a bell' --validation_prompts 'it'"'"'s rain'`,
   );
 });
 
 test("the same number written differently is the default", () => {
-  assert.equal(commandLine("finetune", [], { learning_rate: "1e-4" }, DEFAULTS), "manage.py finetune");
+  assert.equal(commandLine("finetune", [], { learning_rate: "1e-4" }, DEFAULTS), "./manage.py finetune");
 });
 
 test("a prompt is given by position", () => {
-  assert.equal(commandLine("generate", [["prompt", "a bell"]], {}, {}), "manage.py generate 'a bell'");
+  assert.equal(commandLine("generate", [["prompt", "a bell"]], {}, {}), "./manage.py generate 'a bell'");
 });
 
 test("words are quoted for a shell", () => {

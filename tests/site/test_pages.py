@@ -467,7 +467,7 @@ def test_the_command_names_only_what_differs():
     command = command_line("finetune", {"--dataset": "Foley doors", "--checkpoint": "starter"}, values, FinetuneConfig)
 
     assert command == (
-        "manage.py finetune --dataset 'Foley doors' --checkpoint starter --learning_rate 0.0003 --use_ema true"
+        "./manage.py finetune --dataset 'Foley doors' --checkpoint starter --learning_rate 0.0003 --use_ema true"
         " --validation_prompts 'a bell' --validation_prompts 'it'\"'\"'s rain'"
     )
 

@@ -15,11 +15,12 @@ from datasets_app.models import Dataset, Origin
 from generation_app import services as generations
 from generation_app.management.commands import generate
 from gpu.errors import Fault
+from gpu.events import STARTED, VALIDATED
 from gpu.sound import spectrogram_png
 from training_app import services as training
 from training_app.lookup import by_name_or_id
 from training_app.management.commands import finetune
-from training_app.models import Checkpoint
+from training_app.models import Checkpoint, TrainingRun
 
 PROMPT = "a steam locomotive whistle"
 TILE_PX = (420, 260)
@@ -81,6 +82,7 @@ class Command(StudioCommand):
             "picture": str(picture),
             "clap_score_before": before,
             "clap_score_after": after,
+            **_validation_losses(run),
         }
 
     def describe(self, result) -> str:
@@ -88,6 +90,8 @@ class Command(StudioCommand):
             [
                 f"before:  {result['before']}  (CLAP score {_number(result['clap_score_before'])})",
                 f"after:   {result['after']}  (CLAP score {_number(result['clap_score_after'])})",
+                f"validation loss on {result['validation_clips']} held-out clips: {_number(result['validation_loss_before'])}"
+                f" before, {_number(result['validation_loss_after'])} after (lower is better)",
                 f"picture: {result['picture']}",
                 f"The run is in the studio too: `make run`, then Training; its result is the checkpoint “{result['checkpoint']}”.",
             ]
@@ -126,6 +130,17 @@ def side_by_side(shown: list[tuple[str, Path]], *, title: str) -> Image.Image:
         tile = Image.open(io.BytesIO(spectrogram_png(path, width=width, height=height)))
         picture.paste(tile.convert("RGB"), (left, head + 28))
     return picture
+
+
+def _validation_losses(run: TrainingRun) -> dict:
+    """The fixed-noise loss on the same held-out clips, before the first step and after the last."""
+    losses = [event.data["loss"] for event in run.events.filter(type=VALIDATED).order_by("seq") if event.data.get("loss") is not None]
+    started = run.events.filter(type=STARTED).first()
+    return {
+        "validation_clips": started.data["validation_clips"] if started else 0,
+        "validation_loss_before": losses[0] if losses else None,
+        "validation_loss_after": losses[-1] if losses else None,
+    }
 
 
 def _number(score: float | None) -> str:

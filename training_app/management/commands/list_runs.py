@@ -22,7 +22,7 @@ class Command(StudioCommand):
 
     def describe(self, result) -> str:
         if not result["runs"]:
-            return "No runs yet. Start one: manage.py finetune --dataset demo --checkpoint starter --preset quick"
+            return "No runs yet. Start one: ./manage.py finetune --dataset demo --checkpoint starter --preset quick"
         return "\n".join(
             f"{run['id']}  {run['status']:<9}  step {run['global_step']}/{run['max_train_steps']}  {run['name']}  {run['error_detail'][:80]}"
             for run in result["runs"]

@@ -16,7 +16,7 @@ export function quote(word) {
  * @param {string[]} [leaveOut]
  */
 export function commandLine(command, parts, values, defaults, leaveOut = []) {
-  const words = ["manage.py", command];
+  const words = ["./manage.py", command];
   for (const [flag, value] of parts) words.push(...(flag.startsWith("--") ? [flag, value] : [value]));
   for (const [name, fallback] of Object.entries(defaults)) {
     const value = values[name] ?? fallback;
