@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from django.contrib import admin, messages
 
+from audioldm_site.jobs.admin import SearchLimit
 from datasets_app import services
 from datasets_app.models import Clip, Dataset
 from gpu.errors import Fault
 
 
 @admin.register(Dataset)
-class DatasetAdmin(admin.ModelAdmin):
+class DatasetAdmin(SearchLimit, admin.ModelAdmin):
     """To look at, hand over and delete; everything else is done on the dataset's own page."""
 
     list_display = ["name", "status", "owner", "origin", "licence", "created_at"]

@@ -8,13 +8,13 @@ from django.template.defaultfilters import filesizeformat
 from django.urls import reverse
 from django.utils.html import format_html
 
-from audioldm_site.jobs.admin import ReadOnlyJobAdmin
+from audioldm_site.jobs.admin import ReadOnlyJobAdmin, SearchLimit
 from training_app import services, storage
 from training_app.models import Checkpoint, TrainingRun
 
 
 @admin.register(Checkpoint)
-class CheckpointAdmin(admin.ModelAdmin):
+class CheckpointAdmin(SearchLimit, admin.ModelAdmin):
     list_display = ["name", "family", "format", "origin", "global_step", "size", "licence", "used", "pinned", "retired", "missing", "verified_at"]
     list_filter = ["family", "format", "origin", "pinned", "retired", "missing"]
     search_fields = ["name", "notes", "sha256", "licence", "run__name"]

@@ -189,7 +189,7 @@ def _bring_in(path: Path, folder: Path) -> Path:
     size = sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
     free = shutil.disk_usage(folder.parent).free
     if size + FREE_SPACE_MARGIN_BYTES > free:
-        raise Fault("disk.full", f"{path.name} needs {size / 2**20:.0f} MB and {free / 2**20:.0f} MB are free under {settings.DATA_DIR}", operator=True)
+        raise Fault("disk.full", f"{path.name} needs {size / 2**20:.0f} MB: {free / 2**20:.0f} MB are free under {settings.DATA_DIR}, of which {FREE_SPACE_MARGIN_BYTES / 2**20:.0f} MB stay free", operator=True)
     temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)

@@ -7,9 +7,17 @@ from django.urls import reverse
 from django.utils.html import format_html
 
 from audioldm_site.jobs.models import Job, Worker
+from audioldm_site.search import words
 
 
-class ReadOnlyJobAdmin(admin.ModelAdmin):
+class SearchLimit:
+    """Keeps a search in the admin to as many words as the database can take."""
+
+    def get_search_results(self, request, queryset, search_term):
+        return super().get_search_results(request, queryset, " ".join(words(search_term)))
+
+
+class ReadOnlyJobAdmin(SearchLimit, admin.ModelAdmin):
     """Subclasses name their page and how a job is stopped and put back in line; both return whether they did."""
 
     page_name: str

@@ -237,7 +237,7 @@ def _judge(job: Job, child: _Child) -> None:
 def _death(child: _Child) -> Fault:
     code = child.returncode
     if code == -signal.SIGKILL:
-        how = "was killed (SIGKILL), most likely by the system because the memory ran out"
+        how = "was killed (SIGKILL): by somebody, or by the system because the memory ran out"
     elif code is not None and code < 0:
         how = f"was ended by {signal.Signals(-code).name}"
     else:

@@ -302,7 +302,7 @@ def _require_space(folder: Path, size_bytes: int) -> None:
     if size_bytes + FREE_SPACE_MARGIN_BYTES > free:
         raise Fault(
             "disk.full",
-            f"a checkpoint of {size_bytes / 2**20:.0f} MB does not fit: {free / 2**20:.0f} MB are free under {folder}",
+            f"a checkpoint of {size_bytes / 2**20:.0f} MB does not fit: {free / 2**20:.0f} MB are free under {folder}, of which {FREE_SPACE_MARGIN_BYTES / 2**20:.0f} MB stay free",
             operator=True,
         )
 

@@ -92,5 +92,10 @@ def test_the_history_is_read_only(root_client, run):
     assert run.status == Status.QUEUED
 
 
+@pytest.mark.parametrize("model", ["training_app_checkpoint", "training_app_trainingrun", "generation_app_generation", "datasets_app_dataset"])
+def test_a_search_of_a_thousand_words_is_answered(root_client, model):
+    assert root_client.get(reverse(f"admin:{model}_changelist"), {"q": "a " * 3000}).status_code == 200
+
+
 def test_alice_has_no_admin(alice_client):
     assert alice_client.get(reverse("admin:index")).status_code == 302
