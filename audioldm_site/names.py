@@ -1,6 +1,8 @@
-"""Names that people give and commands refer to."""
+"""Names that people give and commands refer to, and ids that stand in addresses."""
 
 from __future__ import annotations
+
+import uuid
 
 from django.db.models import QuerySet
 
@@ -14,3 +16,11 @@ def free_name(existing: QuerySet, wanted: str) -> str:
         number += 1
         name = f"{wanted} {number}"
     return name
+
+
+def id_or_none(text: str | None) -> uuid.UUID | None:
+    """The id that a query string or a form names, or None for anything else."""
+    try:
+        return uuid.UUID(text or "")
+    except ValueError:
+        return None

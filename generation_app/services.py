@@ -32,7 +32,7 @@ def create_generation(*, owner, checkpoint: Checkpoint, values: Mapping[str, Any
     """
     if checkpoint.retired:
         raise Fault("checkpoint.retired", f"checkpoint {checkpoint.name} is retired; choose another or bring it back in the admin")
-    config = GenerateConfig.parse({**_fitting(storage.recommended(checkpoint)), **values})
+    config = GenerateConfig.parse({**GenerateConfig.known(storage.recommended(checkpoint)), **values})
     generation = Generation(owner=owner, checkpoint=checkpoint, prompt=config.prompt, config=config.to_dict())
     job = GenerateJob(config=config, model=storage.model_ref(checkpoint), provenance=provenance(checkpoint))
     generation.folder.mkdir(parents=True)
@@ -113,8 +113,3 @@ def apply_event(generation: Generation, event: Event) -> None:
     elif event.type == FINISHED:
         Generation.objects.filter(pk=generation.pk).update(elapsed_s=data.get("elapsed_s"))
         generation.elapsed_s = data.get("elapsed_s")
-
-
-def _fitting(values: Mapping[str, Any]) -> dict[str, Any]:
-    names = {parameter.name for parameter in GenerateConfig.parameters()}
-    return {name: value for name, value in values.items() if name in names}

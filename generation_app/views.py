@@ -19,6 +19,7 @@ from audioldm_site.files import file_in, file_response
 from audioldm_site.forms import command_line
 from audioldm_site.jobs.live import event_number
 from audioldm_site.jobs.models import Status
+from audioldm_site.names import id_or_none
 from generation_app import selectors, services
 from generation_app.forms import GenerationForm, initial_values
 from generation_app.models import Generation
@@ -143,9 +144,9 @@ def _create(request: HttpRequest, form: GenerationForm) -> Generation | None:
 
 def _initial(request: HttpRequest) -> dict[str, Any]:
     """`?from=` an earlier generation's settings, `?checkpoint=` that checkpoint with its own defaults; else the last used checkpoint."""
-    earlier = selectors.visible_generation(request.user, wanted) if (wanted := _uuid(request.GET.get("from"))) else None
+    earlier = selectors.visible_generation(request.user, wanted) if (wanted := id_or_none(request.GET.get("from"))) else None
     usable = usable_checkpoints(request.user)
-    wished = _uuid(request.GET.get("checkpoint")) or (earlier.checkpoint_id if earlier else selectors.last_checkpoint_id(request.user))
+    wished = id_or_none(request.GET.get("checkpoint")) or (earlier.checkpoint_id if earlier else selectors.last_checkpoint_id(request.user))
     checkpoint = usable.filter(pk=wished).first() or usable.first()
     values = initial_values(checkpoint=checkpoint, earlier=earlier.config if earlier else None)
     if prompt := request.GET.get("prompt"):
@@ -158,10 +159,3 @@ def _initial(request: HttpRequest) -> dict[str, Any]:
 def _command(generation: Generation) -> str:
     arguments = {"prompt": generation.prompt, "--checkpoint": generation.checkpoint.name if generation.checkpoint else "…"}
     return command_line("generate", arguments, generation.config, GenerateConfig, leave_out=("prompt",))
-
-
-def _uuid(text: str | None) -> uuid.UUID | None:
-    try:
-        return uuid.UUID(text or "")
-    except ValueError:
-        return None

@@ -86,6 +86,12 @@ class Config:
             raise ConfigError(errors)
         return config
 
+    @classmethod
+    def known(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the values that are parameters here; a checkpoint recommends some for each kind of job."""
+        names = {parameter.name for parameter in cls.parameters()}
+        return {name: value for name, value in values.items() if name in names}
+
     def conflicts(self) -> dict[str, str]:
         """Values that are each fine but not together, by the name of the one to change."""
         return {}

@@ -79,7 +79,7 @@ def initial_values(*, checkpoint: Checkpoint | None, preset: str, cloned: Mappin
     """What a new run starts from: the configuration's defaults, what the checkpoint recommends, the preset or the cloned run."""
     values = {parameter.name: parameter.default for parameter in FinetuneConfig.parameters()}
     known = values.keys() | {"name", "tags", "dataset"}
-    values |= {name: value for name, value in storage.recommended(checkpoint).items() if name in known}
+    values |= FinetuneConfig.known(storage.recommended(checkpoint))
     values |= PRESETS.get(preset, {})
     if cloned:
         values |= {name: value for name, value in cloned.items() if name in known} | {"checkpoint": cloned.get("base_checkpoint")}

@@ -49,7 +49,7 @@ def create_run(
         ConfigError: wrong values, by name.
         Fault: the dataset or the checkpoint cannot be trained on.
     """
-    config = FinetuneConfig.parse({**_fitting(storage.recommended(base_checkpoint)), **values})
+    config = FinetuneConfig.parse({**FinetuneConfig.known(storage.recommended(base_checkpoint)), **values})
     _require_trainable(dataset, base_checkpoint)
     run = TrainingRun(
         owner=owner,
@@ -247,11 +247,6 @@ def _require_trainable(dataset: Dataset, checkpoint: Checkpoint) -> None:
         raise Fault("dataset.no_usable_clips", f"dataset {dataset.name} has no usable clip in its training split")
     if checkpoint.retired:
         raise Fault("checkpoint.retired", f"checkpoint {checkpoint.name} is retired; choose another or bring it back in the admin")
-
-
-def _fitting(values: Mapping[str, Any]) -> dict[str, Any]:
-    names = {parameter.name for parameter in FinetuneConfig.parameters()}
-    return {name: value for name, value in values.items() if name in names}
 
 
 def _request(run: TrainingRun, name: str) -> bool:

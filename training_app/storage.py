@@ -163,9 +163,8 @@ def recommended(checkpoint: Checkpoint | None) -> dict[str, Any]:
     """The parameters that suit a checkpoint, for both kinds of job; what it does not say is left to the configuration's defaults."""
     if checkpoint is None:
         return {}
-    defaults = dict(root_model(checkpoint).defaults)
-    names = {parameter.name for config in (FinetuneConfig, GenerateConfig) for parameter in config.parameters()}
-    return {name: value for name, value in defaults.items() if name in names}
+    defaults = root_model(checkpoint).defaults
+    return FinetuneConfig.known(defaults) | GenerateConfig.known(defaults)
 
 
 @transaction.atomic

@@ -21,6 +21,7 @@ from audioldm_site.files import file_in, file_response
 from audioldm_site.jobs import queue
 from audioldm_site.jobs.live import event_number
 from audioldm_site.jobs.models import ENDED, Status
+from audioldm_site.names import id_or_none
 from gpu.config import PRESETS, FinetuneConfig
 from gpu.errors import Fault
 from gpu.sound import spectrogram_png
@@ -316,15 +317,15 @@ def _create(request: HttpRequest, form: RunForm) -> TrainingRun | None:
 
 def _initial(request: HttpRequest) -> dict[str, Any]:
     cloned = None
-    if wanted := _uuid(request.GET.get("clone")):
+    if wanted := id_or_none(request.GET.get("clone")):
         cloned = services.clone_values(selectors.visible_run(request.user, wanted))
     usable = selectors.usable_checkpoints(request.user)
-    checkpoint = usable.filter(pk=_uuid(request.GET.get("checkpoint")) or (cloned or {}).get("base_checkpoint")).first()
+    checkpoint = usable.filter(pk=id_or_none(request.GET.get("checkpoint")) or (cloned or {}).get("base_checkpoint")).first()
     if checkpoint is None and cloned is None:
         # The newest whole model: its own duration and sampler are the ones to start from.
         checkpoint = usable.filter(format=Checkpoint.Format.DIFFUSERS).first()
     values = initial_values(checkpoint=checkpoint, preset=request.GET.get("preset", ""), cloned=cloned)
-    if dataset := _uuid(request.GET.get("dataset")):
+    if dataset := id_or_none(request.GET.get("dataset")):
         values["dataset"] = dataset
     if checkpoint:
         values["checkpoint"] = checkpoint.pk
@@ -352,12 +353,5 @@ def _say(request: HttpRequest, done: bool, yes: str, no: str) -> None:
 
 def _back(request: HttpRequest, otherwise: str) -> HttpResponse:
     """To the page of a run that the form was on, when it says so."""
-    origin = _uuid(request.POST.get("run"))
+    origin = id_or_none(request.POST.get("run"))
     return redirect("training:run", origin) if origin else redirect(otherwise)
-
-
-def _uuid(text: str | None) -> uuid.UUID | None:
-    try:
-        return uuid.UUID(text or "")
-    except ValueError:
-        return None
