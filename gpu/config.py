@@ -273,6 +273,59 @@ class GenerateJob:
         return cls(**{**raw, "config": GenerateConfig.parse(raw["config"]), "model": ModelRef(**raw["model"])})
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConvertJob:
+    """Bring a model from elsewhere into `destination`, a diffusers folder that does not exist yet.
+
+    Args:
+        source: a checkpoint file in an original layout, a diffusers folder, or `hub:OWNER/NAME[@REVISION]`.
+        weights: which copy of the UNet a file's own sampler would take (`auto`), or `ema`, or `raw`.
+        keep_original: also keep the tensors that no part of the model uses, without which the original layout cannot be written again.
+        tokenizers: folder with the vocabularies that original files do not carry, or None for those at hand.
+    """
+
+    source: str
+    destination: str
+    name: str = ""
+    weights: str = "auto"
+    keep_original: bool = True
+    tokenizers: str | None = None
+    licence: str = ""
+
+    def write(self, folder: Path) -> None:
+        _write_json(folder / CONFIG_FILE, {"job": "convert", **dataclasses.asdict(self)})
+
+    @classmethod
+    def read(cls, folder: Path) -> ConvertJob:
+        return cls(**_read_json(folder / CONFIG_FILE, job="convert"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportJob:
+    """Write a checkpoint in the form that another tool reads.
+
+    Args:
+        format: `ckpt` (the original layout), `diffusers` (a folder), `safetensors` (the whole model in one fp16 file), `lora`.
+        dtype: `fp32` or `fp16`.
+        destination: the file or folder to write; must not exist yet.
+        provenance: licence, names and lineage, written into the result.
+    """
+
+    model: ModelRef
+    format: str
+    destination: str
+    dtype: str = "fp32"
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        _write_json(folder / CONFIG_FILE, {"job": "export", **dataclasses.asdict(self)})
+
+    @classmethod
+    def read(cls, folder: Path) -> ExportJob:
+        raw = _read_json(folder / CONFIG_FILE, job="export")
+        return cls(**{**raw, "model": ModelRef(**raw["model"])})
+
+
 def plain(number: float) -> str:
     """A limit as people write it: 4294967295 and not 4.29497e+09."""
     return str(int(number)) if float(number).is_integer() else f"{number:g}"
