@@ -24,13 +24,21 @@ CHECKPOINT_FILE = "checkpoint.json"
 UNET_FILE, LORA_FILE, RESUME_FILE = "unet.safetensors", "lora.safetensors", "resume.pt"
 CHECKPOINT_VERSION = 1
 
-FAMILIES = {"AudioLDM2Pipeline": "audioldm2", "AudioLDMPipeline": "audioldm"}
+FAMILIES = {"AudioLDM2Pipeline": "audioldm2", "AudioLDMPipeline": "audioldm", "AudioLDMT5Pipeline": "audioldm_t5"}
 PARTS = {
     "audioldm2": ("unet", "vae", "vocoder", "text_encoder", "text_encoder_2", "projection_model", "language_model",
                   "tokenizer", "tokenizer_2", "feature_extractor", "scheduler"),
     "audioldm": ("unet", "vae", "vocoder", "text_encoder", "tokenizer", "scheduler"),
+    "audioldm_t5": ("unet", "vae", "vocoder", "text_encoder", "tokenizer", "scheduler"),
 }  # fmt: skip
-WITHOUT_WEIGHTS = frozenset({"tokenizer", "tokenizer_2", "feature_extractor", "scheduler"})
+"""The parts without which a family makes no sound; all of them are listed in `model_index.json`."""
+EXTRAS = {
+    "audioldm2": (),
+    "audioldm": ("audio_encoder", "feature_extractor", "ranker"),
+    "audioldm_t5": ("ranker", "ranker_tokenizer", "feature_extractor"),
+}  # fmt: skip
+"""Parts that may lie beside them, unlisted: the ears with which candidates are ranked and, in `audioldm`, sounds are conditions."""
+WITHOUT_WEIGHTS = frozenset({"tokenizer", "tokenizer_2", "ranker_tokenizer", "feature_extractor", "scheduler"})
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 MAX_HEADER_BYTES = 100 * 2**20
 DEFAULTS = ("audio_length_in_s", "num_inference_steps", "sampler", "guidance_scale")
@@ -41,12 +49,16 @@ class ModelFacts:
     """What can be said about a whole model without loading it.
 
     Args:
-        family: `audioldm2` or `audioldm`.
+        family: `audioldm2`, `audioldm` (a CLAP vector as class label, also at 48 kHz) or `audioldm_t5` (T5 alone).
         parameters: number of weights of each part, as its files count them.
         size_bytes: of all files.
         latent_scale: mel frames (and bins) per latent frame (and bin).
-        ranks_by_clap: whether its CLAP can also hear, so that candidates can be ranked.
-        defaults: the parameters that its maker recommends, by the names of `gpu.config`.
+        ranks_by_clap: whether it has a CLAP that can also hear, so that candidates can be ranked.
+        defaults: the parameters that its maker recommends, or else its family's, by the names of `gpu.config`.
+        variant: what people call it: "AudioLDM-M", "AudioLDM 2", "AudioLDM 2 large", "AudioLDM 48 kHz".
+        conditions_on_audio: whether a sound can stand in for its caption, as both have one embedding.
+        can_generate, can_finetune: False for a model that is kept and written out, but cannot be used here; `why_not` says why.
+        original: what the conversion from an original file noted down (`studio.json`), else empty.
     """
 
     name: str
@@ -61,6 +73,12 @@ class ModelFacts:
     ranks_by_clap: bool
     licence: str = ""
     defaults: dict[str, Any] = field(default_factory=dict)
+    variant: str = ""
+    conditions_on_audio: bool = False
+    can_generate: bool = True
+    can_finetune: bool = True
+    why_not: str = ""
+    original: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
