@@ -23,7 +23,14 @@ class Environment:
         host, port: where the site listens.
         allowed_hosts: names by which the site may be asked for; `*` for any.
         trusted_origins: full origins (https://pod-8000.proxy.example) that forms may come from behind a proxy.
-        behind_https_proxy: believe `X-Forwarded-Proto`.
+        behind_https_proxy: believe `X-Forwarded-Proto`, and let browsers send cookies over https alone.
+        trusted_proxies: how many proxies stand before the site and append to `X-Forwarded-For`; 0 believes none.
+        forwarded_host: believe `X-Forwarded-Host` too, for a proxy that puts its own name into `Host`.
+        hsts_seconds: for how long browsers shall refuse plain http; 0 leaves that to the proxy.
+        https_redirect: answer plain http with a redirect, where the proxy does not.
+        metrics_token: opens /metrics for a monitor elsewhere; without it only this machine may look.
+        api_rate_per_minute: requests that one API token, or one session, may send in a minute.
+        log_format: `plain`, or `json` for one object a line.
         database_url: postgres://..., or "" for SQLite in data_dir.
         admin_user, admin_password: the first account, made at start when there is none.
         price_per_hour: what the machine costs, shown on runs; 0 hides it.
@@ -37,30 +44,48 @@ class Environment:
     allowed_hosts: list[str]
     trusted_origins: list[str]
     behind_https_proxy: bool
+    trusted_proxies: int
+    forwarded_host: bool
+    hsts_seconds: int
+    https_redirect: bool
+    metrics_token: str
+    api_rate_per_minute: int
     database_url: str
     admin_user: str
     admin_password: str
     price_per_hour: float
     log_level: str
+    log_format: str
 
     @classmethod
     def read(cls, env: Mapping[str, str] = os.environ) -> Environment:
         host = env.get("HOST", "127.0.0.1")
+        port = _integer(env, "PORT", 8000, minimum=1, maximum=65535)
+        behind_https_proxy = _boolean(env, "BEHIND_HTTPS_PROXY", False)
+        # RunPod tells a pod its name; its proxy's address follows from it.
+        pod = [f"https://{env['RUNPOD_POD_ID']}-{port}.proxy.runpod.net"] if env.get("RUNPOD_POD_ID", "").isalnum() else []
         return cls(
             data_dir=Path(env.get("DATA_DIR") or ROOT / "data").expanduser().resolve(),
             host=host,
-            port=_integer(env, "PORT", 8000, minimum=1, maximum=65535),
+            port=port,
             debug=_boolean(env, "DEBUG", False),
             secret_key=env.get("SECRET_KEY", ""),
             # This machine may always ask: health checks do.
             allowed_hosts=[*_list(env, "ALLOWED_HOSTS", [] if host in LOCAL_HOSTS else ["*"]), "127.0.0.1", "localhost", "[::1]"],
-            trusted_origins=_list(env, "CSRF_TRUSTED_ORIGINS", []),
-            behind_https_proxy=_boolean(env, "BEHIND_HTTPS_PROXY", False),
+            trusted_origins=_list(env, "CSRF_TRUSTED_ORIGINS", pod),
+            behind_https_proxy=behind_https_proxy,
+            trusted_proxies=_integer(env, "TRUSTED_PROXIES", 1 if behind_https_proxy else 0, minimum=0, maximum=10),
+            forwarded_host=_boolean(env, "FORWARDED_HOST", False),
+            hsts_seconds=_integer(env, "HSTS_SECONDS", 0, minimum=0, maximum=63_072_000),
+            https_redirect=_boolean(env, "HTTPS_REDIRECT", False),
+            metrics_token=env.get("METRICS_TOKEN", ""),
+            api_rate_per_minute=_integer(env, "API_RATE_PER_MINUTE", 600, minimum=1, maximum=1_000_000),
             database_url=env.get("DATABASE_URL", ""),
             admin_user=env.get("ADMIN_USER", "admin"),
             admin_password=env.get("ADMIN_PASSWORD", ""),
             price_per_hour=_number(env, "PRICE_PER_HOUR", 0.0, minimum=0.0),
             log_level=_choice(env, "LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),
+            log_format=_choice(env, "LOG_FORMAT", "plain", ("plain", "json")),
         )
 
 
@@ -150,7 +175,8 @@ def _boolean(env: Mapping[str, str], name: str, default: bool) -> bool:
 
 
 def _choice(env: Mapping[str, str], name: str, default: str, choices: tuple[str, ...]) -> str:
-    value = env.get(name, default).upper()
+    value = env.get(name, default)
+    value = value.upper() if choices[0].isupper() else value.lower()
     if value not in choices:
         raise ImproperlyConfigured(f"{name} ({value!r}) must be one of {', '.join(choices)}")
     return value

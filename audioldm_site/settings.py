@@ -14,7 +14,10 @@ ENVIRONMENT = Environment.read()
 BASE_DIR = ROOT
 DATA_DIR = ENVIRONMENT.data_dir
 DATA_DIR.mkdir(parents=True, exist_ok=True)
-MEDIA_FOLDERS = ("datasets", "checkpoints", "runs", "generations", "incoming/datasets", "incoming/checkpoints", "cache", "uploads")
+MEDIA_FOLDERS = (
+    "datasets", "checkpoints", "runs", "generations", "conversions", "exports", "tokenizers", "incoming/datasets", "incoming/checkpoints",
+    "cache", "uploads",
+)  # fmt: skip
 for _name in MEDIA_FOLDERS:
     (DATA_DIR / _name).mkdir(parents=True, exist_ok=True)
 
@@ -42,6 +45,14 @@ CSRF_TRUSTED_ORIGINS = ENVIRONMENT.trusted_origins
 if ENVIRONMENT.behind_https_proxy:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
     SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
+USE_X_FORWARDED_HOST = ENVIRONMENT.forwarded_host
+SECURE_HSTS_SECONDS = ENVIRONMENT.hsts_seconds
+SECURE_SSL_REDIRECT = ENVIRONMENT.https_redirect
+# What watches over the site from inside asks without the proxy.
+SECURE_REDIRECT_EXEMPT = [r"^health/", r"^metrics$"]
+# A pod's address is a subdomain of somebody else's: neither all subdomains nor browsers' preload lists are ours to decide (W005, W021). The
+# proxy that ends https answers plain http itself; one that does not say how it was called would be redirected for ever (W008).
+SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"] + (["security.W008"] if ENVIRONMENT.behind_https_proxy else [])
 X_FRAME_OPTIONS = "DENY"
 SECURE_CONTENT_TYPE_NOSNIFF = True
 
@@ -57,6 +68,7 @@ INSTALLED_APPS = [
     "channels",
     # Before django_q, whose `qcluster` command it replaces.
     "audioldm_site",
+    "audioldm_site.accounts",
     "audioldm_site.jobs",
     "django_q",
     "datasets_app",
@@ -73,6 +85,7 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    "audioldm_site.accounts.sharing.OwnersChange",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
@@ -125,9 +138,10 @@ warnings.filterwarnings("ignore", message="Retry and timeout are misconfigured")
 # Sockets read the database (audioldm_site.jobs.live), so that several web processes need no server between them.
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
+AUTHENTICATION_BACKENDS = ["audioldm_site.accounts.backends.ThrottledBackend"]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
-    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 10}},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
     {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
 ]

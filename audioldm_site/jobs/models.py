@@ -13,6 +13,7 @@ from django.conf import settings
 from django.db import models
 from django.utils import timezone
 
+from audioldm_site.accounts.models import Share
 from gpu.events import Event
 
 
@@ -32,12 +33,17 @@ class OwnedQuerySet(models.QuerySet):
     """Rows that belong to somebody. Every object that a view or a consumer fetches starts from `visible_to(user)`."""
 
     def visible_to(self, user) -> Self:
-        """Own rows and rows of nobody (built in, or made in the terminal); staff see all."""
+        """Own rows, rows of nobody (built in, or made in the terminal) and what others share; staff see all."""
         if not user.is_authenticated:
             return self.none()
         if user.is_staff:
             return self
-        return self.filter(models.Q(owner=user) | models.Q(owner=None))
+        return self.filter(models.Q(owner=user) | models.Q(owner=None) | self._shared())
+
+    def _shared(self) -> models.Q:
+        """What is shared with everybody here: the row itself, or all of its owner's."""
+        everything = Share.objects.filter(object_id=None).values("owner")
+        return models.Q(pk__in=Share.objects.exclude(object_id=None).values("object_id")) | models.Q(owner__in=everything)
 
 
 class JobQuerySet(OwnedQuerySet):
@@ -53,7 +59,9 @@ class Job(models.Model):
     """One piece of work for a worker. Subclasses say which: `kind`, `folder_name` and what an event means to them."""
 
     kind: ClassVar[str]
-    """`training` or `generation`: in socket addresses and messages."""
+    """`training`, `generation` or `conversion`: in socket addresses and messages."""
+    queue: ClassVar[str] = ""
+    """Whose worker executes it; that of the same name as its kind where this is empty."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     owner = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
@@ -84,6 +92,10 @@ class Job(models.Model):
     def folder(self) -> Path:
         """Where the job's files lie, under DATA_DIR."""
         raise NotImplementedError
+
+    @property
+    def queue_name(self) -> str:
+        return self.queue or self.kind
 
     @property
     def is_active(self) -> bool:
