@@ -40,6 +40,7 @@ WORDS: dict[str, tuple[str, str, str, str]] = {
     "internal": ("The program met an error of its own", "This is not your doing. What was saved before is safe.", "Try again; if it happens again, report it with the end of the log.", US),
     "config.invalid": ("A parameter is wrong", "At least one value is outside its limits, or two do not go together.", "Change the values that are named.", OWNER),
     "config.unreadable": ("The job's configuration cannot be read", "Its config.json is missing or damaged.", "Make a new run with the same options (Clone with changes).", OPERATOR),
+    "config.audio_conditioning": ("This model cannot hear", "Sounds can stand in for their captions only where both have one CLAP embedding, and where the model has CLAP's audio half.", "Set audio conditioning to 0, or start from an AudioLDM 1 model that was imported with its audio encoder.", OWNER),
     "config.precision_needs_gpu": ("This precision needs a GPU", "bf16 and fp16 are for GPUs; on a processor they are slower than full precision or do not exist.", "Choose precision “auto” or “no”, or run on a machine with a GPU.", OWNER),
     "lookup.not_found": ("There is nothing of that name", "No row has this name or id.", "Use one of the names that are listed.", OWNER),
     "lookup.ambiguous": ("The name stands for several", "More than one row has this name.", "Use the id instead.", OWNER),
@@ -69,6 +70,7 @@ WORDS: dict[str, tuple[str, str, str, str]] = {
     "pretrain.vocoder_missing": ("The vocoder's package is not installed", "This recipe takes its vocoder from a Python package.", "Install the package that is named, and run the recipe again.", OPERATOR),
     # Checkpoints
     "checkpoint.unrecognised": ("This is no model that we know", "A model is a folder in diffusers' layout, with model_index.json and its parts as safetensors.", "Choose the folder that holds model_index.json.", OWNER),
+    "checkpoint.unsupported": ("This model cannot be used here", "It is kept, and can be written out again, but text alone does not drive it.", "Choose another model.", OWNER),
     "checkpoint.none": ("There is no model yet", "Nothing can be generated or fine-tuned without one.", "Run `manage.py migrate` for the built-in starter, or `manage.py import_checkpoint PATH`.", OPERATOR),
     "checkpoint.incomplete": ("The model is not whole", "A part of it, or of its weights, is missing or cut short.", "Copy or download it again.", OWNER),
     "checkpoint.pickled": ("The weights are pickled", "Pickle files can run any program when they are opened, so we never open them.", "Save the model as safetensors (save_pretrained does so by default).", OWNER),

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,10 @@ EXTRAS = {
 """Parts that may lie beside them, unlisted: the ears with which candidates are ranked and, in `audioldm`, sounds are conditions."""
 WITHOUT_WEIGHTS = frozenset({"tokenizer", "tokenizer_2", "ranker_tokenizer", "feature_extractor", "scheduler"})
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+HALF = re.compile(r"\.fp16[.-]")
+SHARD = re.compile(r"-\d{5}-of-\d{5}")
+SIZES = {128: "-S", 192: "-M", 256: "-L"}
+NEEDS_PHONEMES = "it speaks from phonemes, which a text prompt does not give; it can be imported and exported"
 MAX_HEADER_BYTES = 100 * 2**20
 DEFAULTS = ("audio_length_in_s", "num_inference_steps", "sampler", "guidance_scale")
 
@@ -57,6 +62,8 @@ class ModelFacts:
         defaults: the parameters that its maker recommends, or else its family's, by the names of `gpu.config`.
         variant: what people call it: "AudioLDM-M", "AudioLDM 2", "AudioLDM 2 large", "AudioLDM 48 kHz".
         conditions_on_audio: whether a sound can stand in for its caption, as both have one embedding.
+        unconditional: what stands for no prompt, in training and in sampling: `prompt`, the encoded ""; or `zeros`, as that for
+            the states that GPT-2 writes, which is what AudioLDM 2 itself was trained with (the T5 states are those of "").
         can_generate, can_finetune: False for a model that is kept and written out, but cannot be used here; `why_not` says why.
         original: what the conversion from an original file noted down (`studio.json`), else empty.
     """
@@ -75,6 +82,7 @@ class ModelFacts:
     defaults: dict[str, Any] = field(default_factory=dict)
     variant: str = ""
     conditions_on_audio: bool = False
+    unconditional: str = "prompt"
     can_generate: bool = True
     can_finetune: bool = True
     why_not: str = ""
@@ -134,15 +142,25 @@ def describe(folder: Path) -> ModelFacts:
     index = _model_index(folder)
     pipeline_class = index["_class_name"]
     family = FAMILIES[pipeline_class]
-    absent = [part for part in PARTS[family] if part not in index or not (folder / part).is_dir()]
+    speaks = _class_of(index, "text_encoder_2") == "VitsModel"
+    absent = [
+        part
+        for part in PARTS[family]
+        if (part not in index or not (folder / part).is_dir()) and not (speaks and part in ("tokenizer", "tokenizer_2"))
+    ]
     if absent:
         raise Fault("checkpoint.incomplete", f"{folder.name}: {pipeline_class} needs {', '.join(absent)}, which the folder does not hold")
 
-    parameters = {part: _count_parameters(folder / part) for part in PARTS[family] if part not in WITHOUT_WEIGHTS}
-    vocoder = _component_config(folder, "vocoder")
-    vae = _component_config(folder, "vae")
+    extras = {part for part in EXTRAS[family] if (folder / part).is_dir()}
+    parameters = {
+        part: _count_parameters(folder / part) for part in (*PARTS[family], *sorted(extras)) if part not in WITHOUT_WEIGHTS
+    }  # fmt: skip
+    vocoder, vae, unet = (_component_config(folder, part) for part in ("vocoder", "vae", "unet"))
     studio = _read_json(folder / STUDIO_FILE) if (folder / STUDIO_FILE).is_file() else {}
     try:
+        original = dict(studio.get("original") or {})
+        if not speaks:
+            _require_conditions_that_fit(folder, family, unet)
         return ModelFacts(
             name=str(studio.get("name") or folder.name),
             family=family,
@@ -153,12 +171,80 @@ def describe(folder: Path) -> ModelFacts:
             prediction_type=str(_component_config(folder, "scheduler").get("prediction_type", "epsilon")),
             parameters=parameters,
             size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-            ranks_by_clap=index["text_encoder"][1] == "ClapModel",
+            ranks_by_clap=_class_of(index, "text_encoder") == "ClapModel" or _has_ears(family, extras),
             licence=str(studio.get("licence") or _readme_licence(folder)),
-            defaults={name: studio.get("defaults", studio)[name] for name in DEFAULTS if name in studio.get("defaults", studio)},
+            defaults=_family_defaults(family, unet, original)
+            | {name: studio.get("defaults", studio)[name] for name in DEFAULTS if name in studio.get("defaults", studio)},
+            variant=str(original.get("variant") or _variant(family, unet, vocoder, speaks=speaks)),
+            conditions_on_audio=family == "audioldm" and {"audio_encoder", "feature_extractor"} <= extras,
+            unconditional="zeros" if family == "audioldm2" and original.get("layout") == "D" else "prompt",
+            can_generate=not speaks,
+            can_finetune=not speaks,
+            why_not=NEEDS_PHONEMES if speaks else "",
+            original=original,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Fault("checkpoint.incomplete", f"{folder.name}: a configuration file lacks or garbles {error}") from error
+
+
+def require_usable(facts: ModelFacts) -> None:
+    """Raises Fault `checkpoint.unsupported` for a model that is kept but can neither sound nor be trained here."""
+    if not facts.can_generate:
+        raise Fault("checkpoint.unsupported", f"{facts.name} ({facts.variant}) cannot be used here: {facts.why_not}")
+
+
+def require_trainable(facts: ModelFacts, *, audio_conditioning: float = 0.0) -> None:
+    """Whether a fine-tune with these options can start from the model; the site asks before anything waits in a queue.
+
+    Raises:
+        Fault: `checkpoint.unsupported`; `config.audio_conditioning`, sounds are to stand in for captions and it cannot hear.
+    """
+    if not facts.can_finetune:
+        raise Fault("checkpoint.unsupported", f"{facts.name} ({facts.variant}) cannot be fine-tuned here: {facts.why_not}")
+    if audio_conditioning > 0 and not facts.conditions_on_audio:
+        raise Fault(
+            "config.audio_conditioning",
+            f"audio_conditioning ({audio_conditioning:g}) needs a model whose condition is one CLAP vector and that has CLAP's audio "
+            f"half (audio_encoder and feature_extractor); {facts.name} is {facts.variant or facts.family} without it: set it to 0",
+        )
+
+
+def context_slots(cross_attention_dim: Any, widths: Sequence[int]) -> tuple[int | None, ...]:
+    """Through which argument of an AudioLDM2UNet2DConditionModel each text stream reaches its cross-attention.
+
+    Its blocks hold one transformer for each entry of a list; None is self-attention. Places 0 and 1 of that list read
+    `encoder_hidden_states`, later ones `encoder_hidden_states_1`, whatever the stream: [None, 768, 1024] has GPT-2's states in
+    the first and T5's in the second, but the lone stream of [None, 1024] comes through the first.
+
+    Args:
+        cross_attention_dim: of the UNet's configuration: a number, one a level, or a list a level.
+        widths: of the streams, in the order in which a model's family makes them.
+    Returns:
+        For each stream 0, 1 or None, the last when the UNet does not attend to it.
+    Raises:
+        ValueError: the UNet attends to something that no stream fits, or one argument would have to carry two streams.
+    """
+    levels = cross_attention_dim if isinstance(cross_attention_dim, list | tuple) else [cross_attention_dim]
+    places: dict[int, set[int]] = {}
+    for level in levels:
+        for place, width in enumerate(level if isinstance(level, list | tuple) else [level]):
+            if width is not None:
+                places.setdefault(place, set()).add(int(width))
+    by_slot = {slot: sorted({w for place, found in places.items() if int(place > 1) == slot for w in found}) for slot in (0, 1)}
+    if any(len(found) > 1 for found in by_slot.values()):
+        raise ValueError(f"cross_attention_dim ({cross_attention_dim}) has states of two widths in places that read one argument")
+
+    slots: list[int | None] = [None] * len(widths)
+    start = 0
+    for slot in (0, 1):
+        for width in by_slot[slot]:
+            stream = next((number for number in range(start, len(widths)) if widths[number] == width), None)
+            if stream is None:
+                raise ValueError(f"cross_attention_dim ({cross_attention_dim}) wants states of width {width}; there are {list(widths)}")
+            slots[stream], start = slot, stream + 1
+    if None in slots and len(places) > len(widths) - slots.count(None):
+        raise ValueError(f"cross_attention_dim ({cross_attention_dim}) leaves no argument for one of the states of width {list(widths)}")
+    return tuple(slots)
 
 
 def read_checkpoint(folder: Path) -> CheckpointFacts:
@@ -201,13 +287,19 @@ def verify_checkpoint(folder: Path, *, only: tuple[str, ...] | None = None) -> C
 
 
 def main(argv: list[str]) -> int:
-    """`python -m gpu inspect FOLDER`: the facts as JSON."""
+    """`python -m gpu inspect PATH`: the facts of a model's folder, a run's checkpoint or an original file, as JSON."""
     if len(argv) != 1:
-        print("usage: python -m gpu inspect FOLDER", file=sys.stderr)
+        print("usage: python -m gpu inspect PATH", file=sys.stderr)
         return 2
-    folder = Path(argv[0])
+    path = Path(argv[0])
     try:
-        facts = verify_checkpoint(folder) if (folder / CHECKPOINT_FILE).is_file() else describe(folder)
+        facts: Any
+        if path.is_file():
+            from gpu.originals.layouts import describe_file  # it reads this module
+
+            facts = describe_file(path)
+        else:
+            facts = verify_checkpoint(path) if (path / CHECKPOINT_FILE).is_file() else describe(path)
     except Fault as fault:
         print(f"{fault.code}: {fault.message}", file=sys.stderr)
         return 1
@@ -228,26 +320,101 @@ def _model_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+def _class_of(index: Mapping[str, Any], part: str) -> str:
+    """The class that the index names for a part, or ""."""
+    named = index.get(part)
+    return str(named[1]) if isinstance(named, list) and len(named) == 2 else ""
+
+
+def _has_ears(family: str, extras: set[str]) -> bool:
+    if "feature_extractor" not in extras:
+        return False
+    if family == "audioldm":
+        return bool(extras & {"audio_encoder", "ranker"})
+    return {"ranker", "ranker_tokenizer"} <= extras
+
+
+def _require_conditions_that_fit(folder: Path, family: str, unet: Mapping[str, Any]) -> None:
+    """The UNet must attend to what the family's text encoders give, or it would be deaf to prompts without a word."""
+    if family == "audioldm" and not unet.get("class_embed_type"):
+        raise Fault("checkpoint.unrecognised", f"{folder.name}: the UNet has no class embedding, through which a prompt would reach it")
+    if unet.get("_class_name") != "AudioLDM2UNet2DConditionModel":
+        if family != "audioldm":
+            raise Fault("checkpoint.unrecognised", f"{folder.name}: the UNet is a {unet.get('_class_name')}, not AudioLDM 2's")
+        return
+    try:
+        slots = context_slots(unet["cross_attention_dim"], _stream_widths(folder, family))
+    except ValueError as error:
+        raise Fault("checkpoint.unrecognised", f"{folder.name}: the UNet does not fit its text encoders: {error}") from error
+    if family != "audioldm" and all(slot is None for slot in slots):
+        raise Fault("checkpoint.unrecognised", f"{folder.name}: the UNet attends to no text ({unet['cross_attention_dim']})")
+
+
+def _stream_widths(folder: Path, family: str) -> list[int]:
+    """Of the states that a prompt becomes, in the order in which the family makes them."""
+    if family == "audioldm2":
+        return [int(_component_config(folder, "language_model")["n_embd"]), int(_component_config(folder, "text_encoder_2")["d_model"])]
+    return [int(_component_config(folder, "text_encoder")["d_model"])] if family == "audioldm_t5" else []
+
+
+def _variant(family: str, unet: Mapping[str, Any], vocoder: Mapping[str, Any], *, speaks: bool) -> str:
+    """What people call a model of this architecture. Music and full differ in nothing that a configuration could say."""
+    if family == "audioldm_t5":
+        return "AudioLDM T5"
+    if family == "audioldm2":
+        deep = unet.get("transformer_layers_per_block", 1) not in (1, [1])
+        return "AudioLDM 2 speech" if speaks else "AudioLDM 2 large" if deep else "AudioLDM 2"
+    if vocoder["sampling_rate"] == 48_000:
+        return "AudioLDM 48 kHz"
+    return "AudioLDM" + SIZES.get(unet["block_out_channels"][0], "")
+
+
+def _family_defaults(family: str, unet: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str, Any]:
+    """What the family's own program takes: AudioLDM 1 is guided by 2.5, everything that came after it by 3.5."""
+    first = family == "audioldm" and unet.get("_class_name") == "UNet2DConditionModel" and original.get("layout", "A") == "A"
+    return {"guidance_scale": 2.5 if first else 3.5}
+
+
 def _component_config(folder: Path, part: str) -> dict[str, Any]:
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
     return _read_json(folder / part / name)
 
 
-def _count_parameters(part: Path) -> int:
-    """Weights in a part's safetensors files, from their headers."""
+def weight_files(part: Path) -> list[Path]:
+    """The safetensors files of a part that are loaded: the full copy, whole or in shards, else the half-precision one.
+
+    Raises:
+        Fault: `checkpoint.pickled`, there are none, but pickles; `checkpoint.incomplete`, none at all, or a shard is missing.
+    """
     files = sorted(part.glob("*.safetensors"))
     # Published repositories hold an fp16 copy beside the full one: only what is loaded counts.
-    files = [file for file in files if ".fp16." not in file.name] or files
-    if not files:
-        pickles = sorted(path.name for path in part.iterdir() if path.suffix in PICKLES)
-        if pickles:
-            raise Fault(
-                "checkpoint.pickled",
-                f"{part.parent.name}: {part.name} holds {', '.join(pickles)}, a pickle, which can run code when it is read; "
-                "save the model with safe_serialization=True",
-            )
-        raise Fault("checkpoint.incomplete", f"{part.parent.name}: {part.name} holds no .safetensors file")
-    return sum(_header_parameters(file) for file in files)
+    full = [file for file in files if not HALF.search(file.name)]
+    indexes = [path for path in sorted(part.glob("*.safetensors.index*.json")) if bool(HALF.search(path.name)) == (not full)]
+    files = full or files
+    whole = [file for file in files if not SHARD.search(file.name)]
+    if whole:
+        return whole
+    if indexes:
+        named = sorted({str(name) for name in _read_json(indexes[0]).get("weight_map", {}).values()})
+        absent = [name for name in named if not (part / name).is_file()]
+        if absent or not named:
+            raise Fault("checkpoint.incomplete", f"{part.parent.name}: {part.name} lacks {', '.join(absent) or 'its shards'}")
+        return [part / name for name in named]
+    if files:
+        raise Fault("checkpoint.incomplete", f"{part.parent.name}: {part.name} holds shards without their .safetensors.index.json")
+    pickles = sorted(path.name for path in part.iterdir() if path.suffix in PICKLES)
+    if pickles:
+        raise Fault(
+            "checkpoint.pickled",
+            f"{part.parent.name}: {part.name} holds {', '.join(pickles)}, a pickle, which can run code when it is read; "
+            "save the model with safe_serialization=True",
+        )
+    raise Fault("checkpoint.incomplete", f"{part.parent.name}: {part.name} holds no .safetensors file")
+
+
+def _count_parameters(part: Path) -> int:
+    """Weights in a part's safetensors files, from their headers."""
+    return sum(_header_parameters(file) for file in weight_files(part))
 
 
 def _header_parameters(path: Path) -> int:
