@@ -20,6 +20,7 @@ from gpu.errors import Fault
 CONFIG_FILE = "config.json"
 MAX_SEED = 2**32 - 1
 SAMPLERS = ("ddim", "dpmsolver++", "unipc")
+MAX_PAIRS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +208,38 @@ class GenerateConfig(Config):
         return {} if self.prompt.strip() else {"prompt": "prompt is empty: say what you want to hear"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Config):
+    """How a checkpoint is evaluated. One sound is made per prompt: the best of several would flatter the CLAP score."""
+
+    prompts: int = _param(50, "Sounds", "Made with each checkpoint, for captions of held-out clips in turn. More give narrower intervals.", unit="sounds", minimum=2, maximum=10_000)
+    seed: int = _param(0, "Seed", "Of the sounds, of the choice of clips and of the intervals. The same seed gives the same report.", minimum=0, maximum=MAX_SEED)
+    kernel: str = _param("gaussian", "Kernel", "Of the kernel audio distance: gaussian, its width the median distance of the real sounds, or polynomial.", choices=("gaussian", "polynomial"))
+    num_inference_steps: int = _param(50, "Sampler steps", "More is clearer, with little gain after about 50.", unit="steps", minimum=1, maximum=1_000)
+    sampler: str = _param("ddim", "Sampler", "DDIM is the original; DPM-Solver++ and UniPC need about 20 steps for the same sound.", choices=SAMPLERS)
+    guidance_scale: float = _param(3.5, "Guidance scale", "Lower is more creative, higher obeys the prompt more.", minimum=0.0, maximum=100.0, warn_above=15.0)
+    audio_length_in_s: float = _param(10.24, "Duration", "Length of the sounds made, and of what is heard of each real one.", unit="s", minimum=0.1, maximum=120.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListenConfig(Config):
+    """What a blind listening test lets people hear."""
+
+    prompts: list[str] = _param([], "Prompts", "One a line; each gives one pair of sounds, with the same seed.", multiline=True)
+    seed: int = _param(0, "Seed", "Of the first pair; the others follow from it.", minimum=0, maximum=MAX_SEED)
+    num_inference_steps: int = _param(50, "Sampler steps", "More is clearer, with little gain after about 50.", unit="steps", minimum=1, maximum=1_000)
+    sampler: str = _param("ddim", "Sampler", "DDIM is the original; DPM-Solver++ and UniPC need about 20 steps for the same sound.", choices=SAMPLERS)
+    guidance_scale: float = _param(3.5, "Guidance scale", "Lower is more creative, higher obeys the prompt more.", minimum=0.0, maximum=100.0, warn_above=15.0)
+    audio_length_in_s: float = _param(10.24, "Duration", "Length of each sound.", unit="s", minimum=0.1, maximum=120.0)
+
+    def conflicts(self) -> dict[str, str]:
+        if not self.prompts:
+            return {"prompts": "prompts is empty: write at least one, one a line"}
+        if len(self.prompts) > MAX_PAIRS:
+            return {"prompts": f"prompts has {len(self.prompts)} lines; at most {MAX_PAIRS} pairs can be compared in one test"}
+        return {}
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"method": "lora", "lora_rank": 16, "max_train_steps": 300, "learning_rate": 3e-4, "lr_warmup_steps": 20, "train_batch_size": 4,
               "checkpointing_steps": 100, "num_waveforms_per_prompt": 1, "sampler": "dpmsolver++", "num_inference_steps": 20},
@@ -271,6 +304,61 @@ class GenerateJob:
     def read(cls, folder: Path) -> GenerateJob:
         raw = _read_json(folder / CONFIG_FILE, job="generate")
         return cls(**{**raw, "config": GenerateConfig.parse(raw["config"]), "model": ModelRef(**raw["model"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateJob:
+    """The frozen `config.json` of an evaluation's folder; `manifest.jsonl` beside it holds the real sounds.
+
+    Args:
+        subjects: whose sounds are made and compared, the checkpoint itself first.
+        ears: folder with the CLAP that judges: a whole model's, or one saved by transformers.
+        cache_dir: where embeddings of real sounds are kept.
+    """
+
+    config: EvaluateConfig
+    subjects: list[EvaluateSubject]
+    ears: str
+    ears_name: str
+    dataset: str
+    manifest_digest: str
+    cache_dir: str | None = None
+
+    def write(self, folder: Path) -> None:
+        _write_json(folder / CONFIG_FILE, {"job": "evaluate", **dataclasses.asdict(self)})
+
+    @classmethod
+    def read(cls, folder: Path) -> EvaluateJob:
+        raw = _read_json(folder / CONFIG_FILE, job="evaluate")
+        subjects = [EvaluateSubject(**{**subject, "model": ModelRef(**subject["model"])}) for subject in raw["subjects"]]
+        return cls(**{**raw, "config": EvaluateConfig.parse(raw["config"]), "subjects": subjects})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSubject:
+    """A checkpoint that an evaluation or a listening test makes sounds with. `key` names its folder and its place in the report."""
+
+    key: str
+    name: str
+    model: ModelRef
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListenJob:
+    """The frozen `config.json` of a blind listening test's folder: the same prompts and seeds from two checkpoints."""
+
+    config: ListenConfig
+    subjects: list[EvaluateSubject]
+
+    def write(self, folder: Path) -> None:
+        _write_json(folder / CONFIG_FILE, {"job": "listen", **dataclasses.asdict(self)})
+
+    @classmethod
+    def read(cls, folder: Path) -> ListenJob:
+        raw = _read_json(folder / CONFIG_FILE, job="listen")
+        subjects = [EvaluateSubject(**{**subject, "model": ModelRef(**subject["model"])}) for subject in raw["subjects"]]
+        return cls(**{**raw, "config": ListenConfig.parse(raw["config"]), "subjects": subjects})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,24 @@ class Generator:
             announcer.say(WAVEFORM, **write_candidate(folder, f"{rank}.wav", candidate, loaded, recipe), index=rank)
         announcer.say(FINISHED, elapsed_s=round(time.monotonic() - began, 3))
 
+    def candidates(
+        self,
+        model: ModelRef,
+        config: GenerateConfig,
+        *,
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> tuple[LoadedPipeline, list[Candidate]]:
+        """Sounds in memory, ranked, and the model that made them; for whoever makes many.
+
+        Raises:
+            Stopped: `should_stop` said so.
+            Fault: the model cannot be opened.
+        """
+        prepare_device(self.device)
+        loaded = self._load(model)
+        return loaded, sample_sounds(loaded, config, embeds=self._encode(loaded, config), on_step=on_step, should_stop=should_stop)
+
     def _load(self, ref: ModelRef) -> LoadedPipeline:
         if self._loaded is None or self._ref != ref:
             # Forgotten before the next is loaded: two models need not fit into memory.

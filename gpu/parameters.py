@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpu.config import PRESETS, Config, FinetuneConfig, GenerateConfig, Parameter, plain
+from gpu.config import PRESETS, Config, EvaluateConfig, FinetuneConfig, GenerateConfig, ListenConfig, Parameter, plain
 
 
 def markdown() -> str:
@@ -26,7 +26,9 @@ def markdown() -> str:
         if any(parameter.name in preset for preset in PRESETS.values()):
             values = [str(preset.get(parameter.name, parameter.default)) for preset in PRESETS.values()]
             lines.append(f"| `{parameter.name}` | " + " | ".join(values) + " |")
-    lines += ["", "## Generation", "", *_table(GenerateConfig), ""]
+    lines += ["", "## Generation", "", *_table(GenerateConfig)]
+    lines += ["", "## Evaluation", "", *_table(EvaluateConfig)]
+    lines += ["", "## Blind listening", "", *_table(ListenConfig), ""]
     return "\n".join(lines)
 
 
