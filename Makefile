@@ -23,7 +23,11 @@ $(VENV)/.installed-for-tests: $(VENV)/.installed requirements-test.txt
 	$(BIN)/pip install -r requirements-test.txt
 	touch $@
 
-test: $(VENV)/.installed-for-tests
+# The code that wrote the published checkpoints: beside the environment, only for the parity tests, which are skipped without it.
+$(VENV)/originals/.installed: tests/originals/packages.txt $(VENV)/.installed
+	$(BIN)/pip install --no-deps --upgrade --target $(VENV)/originals -r $< && touch $@ || echo "SKIPPED: parity with the original code"
+
+test: $(VENV)/.installed-for-tests $(VENV)/originals/.installed
 	sh .ci/system-packages
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	if command -v node >/dev/null; then npm test --silent; else echo "SKIPPED: node is missing, the JavaScript tests were not run"; fi

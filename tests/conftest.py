@@ -6,6 +6,8 @@ import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
+from tests.originals.fixtures import original, original_code  # noqa: F401
+
 # The machine may be busy with other work: slowness alone is no failure.
 hypothesis_settings.register_profile("studio", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("studio")
