@@ -2,7 +2,8 @@
 
     python -m gpu finetune RUN_DIR            fine-tune as RUN_DIR/config.json says; resumes from the last checkpoint found there
     python -m gpu generate GENERATION_DIR     make the sounds that GENERATION_DIR/config.json asks for
-    python -m gpu inspect MODEL               what a model folder or checkpoint is (JSON)
+    python -m gpu inspect MODEL               what a model folder, a checkpoint or a file of weights is (JSON)
+    python -m gpu convert SRC DST             bring a checkpoint in (.ckpt, hub:OWNER/NAME), or write one out (DST ending in .ckpt)
     python -m gpu pretrain RECIPE RUN_DIR     train a model from nothing
 
 Exit codes: 0 finished, 3 stopped on request, 1 failed (the last event says why), 2 wrong arguments.
@@ -14,7 +15,9 @@ import importlib
 import os
 import sys
 
-COMMANDS = {"finetune": "gpu.finetune", "generate": "gpu.generate", "inspect": "gpu.models", "pretrain": "gpu.pretrain"}
+COMMANDS = {
+    "finetune": "gpu.finetune", "generate": "gpu.generate", "inspect": "gpu.models", "convert": "gpu.originals.command", "pretrain": "gpu.pretrain",
+}  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
