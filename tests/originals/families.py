@@ -64,7 +64,8 @@ FAMILIES = {
     "audioldm2-large": Family(published="audioldm2-full-large-1150k", generation=2, unet={"model_channels": 32, "channel_mult": [1, 1, 2, 2]}),
     "audioldm2-speech": Family(published="audioldm2-speech-gigaspeech", generation=2, unet=FLAT),
 }
-FULL_UNET = {"audioldm-ft": {"model_channels": 192}}  # full size: the fork's fine-tune of m
+FULL_UNET = {"audioldm-ft": {"model_channels": 192}}  # full size: the fork's fine-tune of m, with m's CLAP
+FULL_CLAP = {"audioldm-ft": "HTSAT-base"}
 
 
 def build(name: str, *, full_size: bool = False) -> nn.Module:
@@ -74,6 +75,8 @@ def build(name: str, *, full_size: bool = False) -> nn.Module:
     params = _original_params(family, package)
     if full_size:
         params["unet_config"]["params"].update(FULL_UNET.get(name, {}))
+        if name in FULL_CLAP:
+            params["cond_stage_config"]["film_clap_cond1"]["params"]["amodel"] = FULL_CLAP[name]
     else:
         params["unet_config"]["params"].update(deepcopy(dict(family.unet)))
         params["first_stage_config"]["params"]["ddconfig"]["ch"] = 32

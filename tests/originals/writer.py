@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tests.originals import families, standins
 
@@ -46,7 +47,7 @@ def main(packages: Path, *, full_size: bool) -> None:
 def obey(request: Mapping[str, Any], *, full_size: bool) -> dict[str, Any]:
     name = request["family"]
     if request["do"] == "layout":
-        tensors = lazily_built(name, full_size=full_size).state_dict()
+        tensors = built_without_values(name, full_size=full_size).state_dict()
         layout = {key: [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for key, tensor in tensors.items()}
         Path(request["to"]).write_text(json.dumps(layout))
         return {"keys": len(layout)}
@@ -201,17 +202,25 @@ def text_models(name: str, model: nn.Module) -> dict[str, nn.Module]:
     return {"t5": model.cond_stage_models[1].model} if name.startswith("audioldm2") else {}
 
 
-def lazily_built(name: str, *, full_size: bool) -> nn.Module:
-    """The model without values: nothing is drawn, so hardly a page of its memory is touched."""
-    nothing = {key: lambda tensor, *args, **kwargs: tensor for key in dir(nn.init) if key.endswith("_") and not key.startswith("_")}
-    kept = {key: getattr(nn.init, key) for key in nothing}
+class _WithoutValues(TorchFunctionMode):
+    """Weights are made on the meta device: every layer asks `torch.empty` for them."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if function is torch.empty:
+            kwargs["device"] = "meta"
+        if function == Tensor.data.__set__ and args[0].is_meta:  # computed by the constructor, such as a window
+            return None
+        return function(*args, **kwargs)
+
+
+def built_without_values(name: str, *, full_size: bool) -> nn.Module:
+    to, nn.Module.to = nn.Module.to, lambda module, *args, **kwargs: module
     try:
-        for key, function in nothing.items():
-            setattr(nn.init, key, function)
-        return families.build(name, full_size=full_size)
+        with _WithoutValues():
+            return families.build(name, full_size=full_size)
     finally:
-        for key, function in kept.items():
-            setattr(nn.init, key, function)
+        nn.Module.to = to
 
 
 if __name__ == "__main__":
