@@ -65,15 +65,15 @@ def main() -> None:
     report("training_step", settings, rows, {"ratio of wall": one.wall_s / other.wall_s, "ratio of cpu": one.cpu_s / other.cpu_s})
 
 
-def write_run(folder: Path, model: Path, config: FinetuneConfig, *, cache: Path) -> Path:
-    """A run's folder with sixteen tones."""
+def write_run(folder: Path, model: Path, config: FinetuneConfig, *, cache: Path, clips: int = 16) -> Path:
+    """A run's folder with tones."""
     folder.mkdir()
-    clips = []
-    for number in range(16):
+    written = []
+    for number in range(clips):
         path = folder / f"{number}.wav"
         moments = np.arange(int(16_000 * config.audio_length_in_s)) / 16_000
         soundfile.write(path, 0.4 * np.sin(2 * np.pi * 110 * (number + 1) * moments), 16_000)
-        clips.append(
+        written.append(
             ManifestClip(
                 audio=path.name,
                 caption=CAPTIONS[number % len(CAPTIONS)],
@@ -82,7 +82,7 @@ def write_run(folder: Path, model: Path, config: FinetuneConfig, *, cache: Path)
                 split=TRAIN,
             )
         )
-    digest = write_manifest(folder, clips)
+    digest = write_manifest(folder, written)
     FinetuneJob(config=config, model=ModelRef(base=str(model.resolve())), manifest_digest=digest, cache_dir=str(cache)).write(folder)
     return folder
 
@@ -105,7 +105,14 @@ def run_steps(folder: Path) -> list[tuple[float, float]]:
     return [(after[0] - before[0], after[1] - before[1]) for before, after in zip(ends[WARM_UP - 1 :], ends[WARM_UP:], strict=False)]
 
 
-def bare_steps(folder: Path, model: Path, config: FinetuneConfig, *, cache: Path, steps: int) -> list[tuple[float, float]]:
+def bare_steps(
+    folder: Path, model: Path, config: FinetuneConfig, *, cache: Path, steps: int, alone: bool = False
+) -> list[tuple[float, float]]:
+    """(wall, CPU) seconds of bare steps.
+
+    Args:
+        alone: forget the rest of the model first and warm up by one step only, for models that take seconds and gigabytes.
+    """
     device = choose_device()
     loaded = load_pipeline(ModelRef(base=str(model)), device=device, memo=cache)
     read = read_clips(folder, expected_digest="", report=lambda *_: None)
@@ -113,6 +120,8 @@ def bare_steps(folder: Path, model: Path, config: FinetuneConfig, *, cache: Path
     batches = TrainingBatches(clips, config, scaling_factor=loaded.pipeline.vae.config.scaling_factor, num_train_timesteps=1000)
     batch = batches.batch(0).to(device)
     unet: nn.Module = loaded.unet.train()
+    if alone:
+        del loaded
     if config.method == "lora":
         inject_lora(unet, rank=config.lora_rank)
     else:
@@ -122,13 +131,13 @@ def bare_steps(folder: Path, model: Path, config: FinetuneConfig, *, cache: Path
 
     def step() -> None:
         with autocast:
-            pred = unet(batch.latents, batch.timesteps, **unet_inputs(batch.embeds), return_dict=False)[0]
+            pred = unet(batch.latents, batch.timesteps, **unet_inputs(batch.embeds, unet), return_dict=False)[0]
             loss = F.mse_loss(pred.float(), batch.noise)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    for _ in range(WARM_UP):
+    for _ in range(1 if alone else WARM_UP):
         step()
     return [timed(step) for _ in range(steps)]
 

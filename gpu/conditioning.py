@@ -1,7 +1,8 @@
-"""From prompts to what the UNet attends to.
+"""From prompts (and sounds) to what the UNet is conditioned on.
 
 An AudioLDM 2 prompt takes two roads: the T5 states go to the UNet as they are, and CLAP's one vector plus the T5 states are
-projected and continued by GPT-2 for eight more "tokens". An AudioLDM 1 prompt is CLAP's one vector, given as a class label.
+projected and continued by GPT-2 for eight more "tokens". An AudioLDM 1 prompt is CLAP's one vector, given as a class label; a
+sound has such a vector too. The T5 model's prompt is its T5 states alone.
 """
 
 from __future__ import annotations
@@ -11,9 +12,59 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import soxr
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# No text encoder of these families reads further; a tokenizer that names no limit of its own (1e30) cannot truncate at all.
+MAX_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class ClassEmbeds:
+    """A batch of prompts of AudioLDM 1: CLAP's one vector each, which the UNet takes as a class label.
+
+    Attributes:
+        class_labels: [B, D], of length 1.
+    """
+
+    class_labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.class_labels)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> ClassEmbeds:
+        return ClassEmbeds(self.class_labels.to(device, dtype))
+
+    @staticmethod
+    def collate(items: Sequence[ClassEmbeds]) -> ClassEmbeds:
+        return ClassEmbeds(torch.cat([item.class_labels for item in items]))
+
+
+@dataclass(frozen=True)
+class TextEmbeds:
+    """A batch of prompts of the T5 model.
+
+    Attributes:
+        prompt_embeds: T5 states, [B, L, D].
+        attention_mask: 1 on tokens, 0 on padding, [B, L].
+    """
+
+    prompt_embeds: Tensor
+    attention_mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.prompt_embeds)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> TextEmbeds:
+        return TextEmbeds(self.prompt_embeds.to(device, dtype), self.attention_mask.to(device))
+
+    @staticmethod
+    def collate(items: Sequence[TextEmbeds]) -> TextEmbeds:
+        """One batch from several, padded with zeros to the longest; the UNet never sees what the mask hides."""
+        return TextEmbeds(*_pad_to_longest(items))
 
 
 @dataclass(frozen=True)
@@ -60,13 +111,53 @@ class PromptEmbeds:
     @staticmethod
     def collate(items: Sequence[PromptEmbeds]) -> PromptEmbeds:
         """One batch from several, padded with zeros to the longest; the UNet never sees what the mask hides."""
-        longest = max(item.prompt_embeds.shape[1] for item in items)
-        spare = [longest - item.prompt_embeds.shape[1] for item in items]
-        return PromptEmbeds(
-            prompt_embeds=torch.cat([F.pad(i.prompt_embeds, (0, 0, 0, n)) for i, n in zip(items, spare, strict=True)]),
-            attention_mask=torch.cat([F.pad(i.attention_mask, (0, n)) for i, n in zip(items, spare, strict=True)]),
-            generated_prompt_embeds=torch.cat([item.generated_prompt_embeds for item in items]),
-        )
+        return PromptEmbeds(*_pad_to_longest(items), torch.cat([item.generated_prompt_embeds for item in items]))
+
+
+Embeds = PromptEmbeds | ClassEmbeds | TextEmbeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clap:
+    """A CLAP with both halves: words and sounds in one space, where a cosine says how well they fit.
+
+    Attributes:
+        text: `ClapModel`, or `ClapTextModelWithProjection`.
+        audio: `ClapModel`, or `ClapAudioModelWithProjection` of the same CLAP.
+        extractor: the sound's front end, with the parameters of the model's folder.
+    """
+
+    tokenizer: Any
+    text: Any
+    audio: Any
+    extractor: Any
+
+    def text_embeds(self, prompts: list[str]) -> Tensor:
+        """[B, D], of length 1."""
+        return clap_text_embeds(self.tokenizer, self.text, prompts)
+
+    def audio_embeds(self, samples: np.ndarray, *, sample_rate_hz: int) -> Tensor:
+        """Of one sound [S]: [1, D], of length 1."""
+        features = self.features(samples, sample_rate_hz=sample_rate_hz).to(self.audio.device, self.audio.dtype)
+        if hasattr(self.audio, "get_audio_features"):
+            return F.normalize(self.audio.get_audio_features(features).pooler_output, dim=-1)
+        return F.normalize(self.audio(input_features=features).audio_embeds, dim=-1)
+
+    def features(self, samples: np.ndarray, *, sample_rate_hz: int) -> Tensor:
+        """The log-mel picture that CLAP hears of one sound [S], as the folder's own extractor makes it: [1, 1, 1001, 64]."""
+        heard = soxr.resample(np.nan_to_num(samples), sample_rate_hz, self.extractor.sampling_rate)
+        # Cut here: of a longer sound the extractor takes a piece at random, and the same sound would be heard in many ways.
+        heard = heard[: self.extractor.nb_max_samples]
+        # An extractor's own default, "fusion", is for another kind of CLAP; none of these was trained with it.
+        return self.extractor(
+            [heard], sampling_rate=self.extractor.sampling_rate, truncation="rand_trunc", return_tensors="pt"
+        ).input_features
+
+
+def encode_text(tokenizer: Any, text_encoder: Any, prompts: list[str]) -> TextEmbeds:
+    """T5's states of each prompt, padded to the longest of the batch."""
+    tokens = _tokenize(tokenizer, prompts, text_encoder.device)
+    return TextEmbeds(text_encoder(**tokens)[0], tokens["attention_mask"])
 
 
 def encode_prompts(pipeline_or_components: Any, prompts: list[str], *, requires_grad: bool = False) -> PromptEmbeds:
@@ -131,6 +222,17 @@ def _parts(pipeline_or_components: Any) -> Any:
     return pipeline_or_components
 
 
+def _pad_to_longest(items: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """The T5 states and masks of several batches as one."""
+    longest = max(item.prompt_embeds.shape[1] for item in items)
+    spare = [longest - item.prompt_embeds.shape[1] for item in items]
+    return (
+        torch.cat([F.pad(item.prompt_embeds, (0, 0, 0, n)) for item, n in zip(items, spare, strict=True)]),
+        torch.cat([F.pad(item.attention_mask, (0, n)) for item, n in zip(items, spare, strict=True)]),
+    )
+
+
 def _tokenize(tokenizer: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
-    tokens = tokenizer(prompts, padding=True, truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt")
+    longest = min(tokenizer.model_max_length, MAX_TOKENS)
+    tokens = tokenizer(prompts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
     return {"input_ids": tokens.input_ids.to(device), "attention_mask": tokens.attention_mask.to(device)}

@@ -159,6 +159,7 @@ class FinetuneConfig(Config):
     weight_decay: float = _param(0.01, "Weight decay", "Pulls weights towards zero a little at every step (AdamW).", minimum=0.0, maximum=1.0, group=LEARNING)
     snr_gamma: float = _param(0.0, "Min-SNR gamma", "Holds back the easy timesteps (5 is usual); 0 weighs all alike.", minimum=0.0, maximum=100.0, group=LEARNING)
     caption_dropout: float = _param(0.1, "Caption dropout", "Share of sounds trained without their caption, so that guidance keeps working.", minimum=0.0, maximum=1.0, group=LEARNING)
+    audio_conditioning: float = _param(0.0, "Audio conditioning", "Share of sounds conditioned on their own CLAP audio embedding instead of their caption: for captions that say little. Only AudioLDM 1 models with their audio encoder; the original trained with 0.31.", minimum=0.0, maximum=1.0, group=LEARNING)
     use_ema: bool = _param(False, "EMA", "Also keep a moving average of the weights, and use that one for samples and the result.", group=LEARNING)
     ema_decay: float = _param(0.999, "EMA decay", "How slowly the average follows.", minimum=0.0, maximum=0.999999, group=LEARNING)
 

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import torch
 
+from gpu.config import FinetuneConfig
 from gpu.errors import Fault
 
 PACKAGES = ("torch", "diffusers", "transformers", "pytorch-lightning", "peft", "safetensors")
@@ -57,6 +58,21 @@ def training_precision(mixed_precision: str, device: torch.device) -> str:
     if mixed_precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16-mixed"
     return "32-true"
+
+
+def require_precision(config: FinetuneConfig, device: torch.device) -> str:
+    """Lightning's word for the precision that a run asks for on this device; to be asked before anything is loaded.
+
+    Raises:
+        Fault: `config.precision_needs_gpu`, the device has no such arithmetic.
+    """
+    if config.mixed_precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise Fault(
+            "config.precision_needs_gpu",
+            f"mixed_precision (bf16) needs a GPU with bf16 arithmetic, which {torch.cuda.get_device_name(device)} lacks: "
+            "choose auto, fp16 or no",
+        )
+    return training_precision(config.mixed_precision, device)
 
 
 def precision_words(precision: str) -> str:

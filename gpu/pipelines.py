@@ -1,6 +1,9 @@
 """Opens models: a whole one in diffusers' layout, and what a run has trained on top of it. Safetensors only, never a pickle.
 
-The two families differ in how a prompt reaches the UNet. That difference is here, in `encode` and `unet_inputs`; what trains
+The parts are opened one by one, with the classes that the family needs and not those that the folder's index names: published
+indexes name classes that no longer exist or no longer fit, some parts are in no index, and one family has no pipeline.
+
+The families differ in how a prompt reaches the UNet. That difference is here, in `encode` and `unet_inputs`; what trains
 and what samples handles an `Embeds` without looking inside.
 """
 
@@ -13,50 +16,88 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 import transformers
-from diffusers import AudioLDM2Pipeline, AudioLDMPipeline
+from diffusers import AudioLDM2ProjectionModel, AudioLDM2UNet2DConditionModel, AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import GPT2LMHeadModel
+from transformers import (
+    ClapAudioModelWithProjection,
+    ClapFeatureExtractor,
+    ClapModel,
+    ClapTextModelWithProjection,
+    GPT2LMHeadModel,
+    RobertaTokenizer,
+    SpeechT5HifiGan,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from gpu.cache import model_digest
-from gpu.conditioning import PromptEmbeds, clap_text_embeds, encode_prompts
+from gpu.conditioning import Clap, ClassEmbeds, Embeds, PromptEmbeds, TextEmbeds, clap_text_embeds, encode_prompts, encode_text
 from gpu.config import ModelRef
+from gpu.device import fault_of
 from gpu.errors import Fault
 from gpu.lora import inject_lora, load_lora, lora_rank, merge_lora
 from gpu.mel import MelConfig
-from gpu.models import INDEX_FILE, LORA_FILE, UNET_FILE, CheckpointFacts, ModelFacts, describe, verify_checkpoint
+from gpu.models import (
+    EXTRAS,
+    HALF,
+    INDEX_FILE,
+    LORA_FILE,
+    PARTS,
+    UNET_FILE,
+    CheckpointFacts,
+    ModelFacts,
+    context_slots,
+    describe,
+    require_usable,
+    verify_checkpoint,
+    weight_files,
+)
 
-PIPELINES = {"audioldm2": AudioLDM2Pipeline, "audioldm": AudioLDMPipeline}
+UNETS = {"UNet2DConditionModel": UNet2DConditionModel, "AudioLDM2UNet2DConditionModel": AudioLDM2UNet2DConditionModel}
+SHARED_CLASSES = {
+    "vae": AutoencoderKL, "vocoder": SpeechT5HifiGan, "feature_extractor": ClapFeatureExtractor, "ranker": ClapModel,
+    "ranker_tokenizer": RobertaTokenizer,
+}  # fmt: skip
+CLASSES: dict[str, dict[str, Any]] = {
+    # The published indexes name GPT2Model (haoheliu/AudioLDM2 issue 92), which transformers 5 cannot continue from; the file fits both.
+    "audioldm2": {"text_encoder": ClapModel, "tokenizer": RobertaTokenizer, "text_encoder_2": T5EncoderModel, "tokenizer_2": T5Tokenizer,
+                  "projection_model": AudioLDM2ProjectionModel, "language_model": GPT2LMHeadModel},
+    "audioldm": {"text_encoder": ClapTextModelWithProjection, "tokenizer": RobertaTokenizer, "audio_encoder": ClapAudioModelWithProjection},
+    "audioldm_t5": {"text_encoder": T5EncoderModel, "tokenizer": T5Tokenizer},
+}  # fmt: skip
+# Missing in files that are whole: tied to another weight, or counted anew.
+NOT_IN_FILES = ("lm_head.weight", "position_ids", "relative_position_index")
 
 
-@dataclass(frozen=True)
-class ClassEmbeds:
-    """A batch of prompts of AudioLDM 1: CLAP's one vector each, which the UNet takes as a class label.
+class Parts:
+    """The parts of a model as attributes, by the names of diffusers' pipelines.
 
     Attributes:
-        class_labels: [B, D], of length 1.
+        components: the same by name.
+        name_or_path: the model's folder.
     """
 
-    class_labels: Tensor
+    def __init__(self, components: Mapping[str, Any], *, name_or_path: str) -> None:
+        self.components = dict(components)
+        self.name_or_path = name_or_path
 
-    def __len__(self) -> int:
-        return len(self.class_labels)
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["components"][name]
+        except KeyError:
+            raise AttributeError(f"this model has no part {name}") from None
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> ClassEmbeds:
-        return ClassEmbeds(self.class_labels.to(device, dtype))
-
-    @staticmethod
-    def collate(items: Sequence[ClassEmbeds]) -> ClassEmbeds:
-        return ClassEmbeds(torch.cat([item.class_labels for item in items]))
-
-
-Embeds = PromptEmbeds | ClassEmbeds
+    def modules(self) -> Iterator[nn.Module]:
+        return (part for part in self.components.values() if isinstance(part, nn.Module))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +105,14 @@ class LoadedPipeline:
     """A model in memory, every part in eval mode.
 
     Attributes:
-        pipeline: diffusers' pipeline, for its parts; its `__call__` is never used here.
+        pipeline: its parts.
         mel: the front end that its vocoder inverts.
         facts: of the whole model.
         checkpoint: of the trained part on top, or None.
         base_sha256: digest of the whole model's folder.
     """
 
-    pipeline: Any
+    pipeline: Parts
     family: str
     mel: MelConfig
     facts: ModelFacts
@@ -85,6 +126,27 @@ class LoadedPipeline:
     @property
     def device(self) -> torch.device:
         return self.pipeline.unet.device
+
+    @property
+    def listener(self) -> Clap | None:
+        """The CLAP whose vector is the condition, with its ears, or None."""
+        parts = self.pipeline
+        if not self.facts.conditions_on_audio:
+            return None
+        return Clap(tokenizer=parts.tokenizer, text=parts.text_encoder, audio=parts.audio_encoder, extractor=parts.feature_extractor)
+
+    @property
+    def ranker(self) -> Clap | None:
+        """The CLAP that candidates are ranked by, or None. A model that has one for ranking alone is ranked by that one."""
+        parts = self.pipeline
+        if not self.facts.ranks_by_clap:
+            return None
+        if self.family == "audioldm2":
+            return Clap(tokenizer=parts.tokenizer, text=parts.text_encoder, audio=parts.text_encoder, extractor=parts.feature_extractor)
+        if "ranker" not in parts.components:
+            return self.listener
+        tokenizer = parts.components.get("ranker_tokenizer", parts.tokenizer)
+        return Clap(tokenizer=tokenizer, text=parts.ranker, audio=parts.ranker, extractor=parts.feature_extractor)
 
     def num_frames(self, duration_s: float) -> int:
         """Mel frames for a sound of `duration_s`, rounded up to whole latent frames.
@@ -114,31 +176,27 @@ def load_pipeline(
         unet: a UNet that is in memory already, taken as it is instead of the one on disk.
         memo: folder where the digests of model folders are remembered.
     Raises:
-        Fault: the folder is no model that we know or not whole (see `gpu.models.describe`), its content is not what the job was
-            made for (`checkpoint.changed`), or the trained weights are damaged or belong to another model.
+        Fault: the folder is no model that we know or not whole (see `gpu.models.describe`), text alone does not drive it
+            (`checkpoint.unsupported`), its content is not what the job was made for (`checkpoint.changed`), or the trained weights
+            are damaged or belong to another model.
     """
     folder = Path(ref.base)
     facts = describe(folder)
+    require_usable(facts)
     base_sha256 = _require_unchanged(ref, memo)
     try:
         mel = MelConfig.for_vocoder(json.loads((folder / "vocoder" / "config.json").read_text(encoding="utf-8")))
     except ValueError as error:
         raise Fault("checkpoint.unrecognised", f"{folder.name}: {error}") from error
-    given = {"unet": unet} if unet is not None else {}
+    names = [*PARTS[facts.family], *(part for part in EXTRAS[facts.family] if (folder / part).is_dir())]
     with _quiet_libraries():
-        pipeline = PIPELINES[facts.family].from_pretrained(
-            folder,
-            # Without it transformers takes the file's own dtype and diffusers fp32, and the two halves do not fit together.
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            **_language_model(folder, dtype),
-            **given,
-        )
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(device)
-    for part in pipeline.components.values():
-        if isinstance(part, nn.Module) and part is not unet:
+        components = {
+            name: _open_part(folder, name, facts.family, dtype) if name != "unet" or unet is None else unet for name in names
+        }  # fmt: skip
+    pipeline = Parts(components, name_or_path=str(folder))
+    for part in pipeline.modules():
+        part.to(device)
+        if part is not unet:
             part.eval()
             part.requires_grad_(False)
     checkpoint = None
@@ -179,41 +237,71 @@ def require_base(facts: CheckpointFacts, base_sha256: str, folder: Path) -> None
 
 
 def encode(loaded: LoadedPipeline, prompts: list[str]) -> Embeds:
-    """What the UNet attends to for each prompt."""
+    """What the UNet is conditioned on for each prompt."""
     parts = loaded.pipeline
     with torch.inference_mode(False), torch.no_grad():
         if loaded.family == "audioldm":
             return ClassEmbeds(clap_text_embeds(parts.tokenizer, parts.text_encoder, prompts))
+        if loaded.family == "audioldm_t5":
+            return encode_text(parts.tokenizer, parts.text_encoder, prompts)
         return encode_prompts(parts, prompts)
 
 
-def encode_guided(loaded: LoadedPipeline, prompt: str, negative_prompt: str) -> tuple[Embeds, Embeds]:
-    """A prompt, and what guidance leads away from: (conditional, unconditional), equal in length.
+def encode_sound(loaded: LoadedPipeline, samples: np.ndarray) -> ClassEmbeds:
+    """The condition that a sound [S] at the model's rate is by itself: CLAP's vector of its first ten seconds.
 
-    As diffusers' pipeline does, the negative one is padded to the prompt's length before GPT-2 continues it. A longer one is
-    encoded by itself; the pipeline would cut it.
+    Raises:
+        ValueError: the model has no ears for it; ask `facts.conditions_on_audio` first.
     """
-    both = encode(loaded, [prompt, negative_prompt])
-    if isinstance(both, PromptEmbeds):
-        lengths = both.attention_mask.sum(1)
-        if lengths[1] > lengths[0]:
-            both = PromptEmbeds.collate([encode(loaded, [prompt]), encode(loaded, [negative_prompt])])
-    return _take(both, 0), _take(both, 1)
+    if loaded.listener is None:
+        raise ValueError(f"{loaded.facts.name} does not take a sound as its condition")
+    with torch.inference_mode(False), torch.no_grad():
+        return ClassEmbeds(loaded.listener.audio_embeds(samples, sample_rate_hz=loaded.mel.sample_rate_hz))
+
+
+def encode_unconditional(loaded: LoadedPipeline) -> Embeds:
+    """What stands for no prompt at all, in training (a dropped caption) and in sampling (what guidance leads away from) alike.
+
+    The encoded "", alone: a lone token for T5. Where `facts.unconditional` is `zeros`, the states that GPT-2 would write are zeros
+    instead, as in AudioLDM 2's own training and sampling.
+    """
+    nothing = encode(loaded, [""])
+    if loaded.facts.unconditional == "zeros" and isinstance(nothing, PromptEmbeds):
+        return PromptEmbeds(nothing.prompt_embeds, nothing.attention_mask, torch.zeros_like(nothing.generated_prompt_embeds))
+    return nothing
+
+
+def encode_guided(loaded: LoadedPipeline, prompt: str, negative_prompt: str) -> tuple[Embeds, Embeds]:
+    """A prompt, and what guidance leads away from: (conditional, unconditional).
+
+    Each is encoded by itself, as captions are for training. (diffusers' pipeline pads the negative one to the prompt's length first.
+    GPT-2 counts that padding in its positions, so there the unconditional states depend on how long the prompt is, and are never the
+    ones that a dropped caption had in training.)
+    """
+    negative = encode(loaded, [negative_prompt]) if negative_prompt.strip() else encode_unconditional(loaded)
+    return encode(loaded, [prompt]), negative
 
 
 def collate(items: Sequence[Embeds]) -> Embeds:
     return type(items[0]).collate(items)  # type: ignore[arg-type]
 
 
-def unet_inputs(embeds: Embeds) -> dict[str, Tensor | None]:
-    """The embeddings as the UNet's keyword arguments."""
+def unet_inputs(embeds: Embeds, unet: nn.Module) -> dict[str, Tensor | None]:
+    """The embeddings as this UNet's keyword arguments; which stream goes where is read from its configuration."""
     if isinstance(embeds, ClassEmbeds):
         return {"encoder_hidden_states": None, "class_labels": embeds.class_labels}
-    return {
-        "encoder_hidden_states": embeds.generated_prompt_embeds,
-        "encoder_hidden_states_1": embeds.prompt_embeds,
-        "encoder_attention_mask_1": embeds.attention_mask,
-    }
+    streams: list[tuple[Tensor, Tensor | None]] = [(embeds.prompt_embeds, embeds.attention_mask)]
+    if isinstance(embeds, PromptEmbeds):
+        streams.insert(0, (embeds.generated_prompt_embeds, None))
+    slots = _context_slots(_frozen(unet.config.cross_attention_dim), tuple(states.shape[-1] for states, _ in streams))
+    inputs: dict[str, Tensor | None] = {"encoder_hidden_states": None}
+    for slot, (states, mask) in zip(slots, streams, strict=True):
+        if slot is not None:
+            suffix = "_1" if slot else ""
+            inputs[f"encoder_hidden_states{suffix}"] = states
+            if mask is not None:
+                inputs[f"encoder_attention_mask{suffix}"] = mask
+    return inputs
 
 
 def embeds_to_tensors(embeds: Embeds) -> dict[str, Tensor]:
@@ -221,27 +309,66 @@ def embeds_to_tensors(embeds: Embeds) -> dict[str, Tensor]:
 
 
 def embeds_from_tensors(tensors: Mapping[str, Tensor]) -> Embeds:
-    return ClassEmbeds(**tensors) if "class_labels" in tensors else PromptEmbeds(**tensors)
+    if "class_labels" in tensors:
+        return ClassEmbeds(**tensors)
+    return PromptEmbeds(**tensors) if "generated_prompt_embeds" in tensors else TextEmbeds(**tensors)
 
 
-def _take(embeds: Embeds, index: int) -> Embeds:
-    return type(embeds)(*(tensor[index : index + 1] for tensor in embeds_to_tensors(embeds).values()))
+@lru_cache
+def _context_slots(cross_attention_dim: Any, widths: tuple[int, ...]) -> tuple[int | None, ...]:
+    return context_slots(cross_attention_dim, widths)
 
 
-def _language_model(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
-    """GPT-2 with the class that the pipeline needs.
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
 
-    The published indexes name GPT2Model (haoheliu/AudioLDM2 issue 92), which transformers 5 cannot continue from. The file
-    fits both classes.
+
+def _open_part(folder: Path, name: str, family: str, dtype: torch.dtype) -> Any:
+    """One part from its folder, by the class that the family needs.
+
+    Raises:
+        Fault: `checkpoint.unrecognised`, `checkpoint.incomplete`.
     """
-    index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-    if index.get("language_model", [None, None])[1] != "GPT2Model":
-        return {}
-    return {
-        "language_model": GPT2LMHeadModel.from_pretrained(
-            folder / "language_model", dtype=dtype, use_safetensors=True, local_files_only=True
+    try:
+        kind = _class_for(folder, name, family)
+        if not issubclass(kind, nn.Module):
+            return kind.from_pretrained(folder / name, local_files_only=True)
+        only_half = all(HALF.search(file.name) for file in weight_files(folder / name))
+        part, loading = kind.from_pretrained(
+            folder / name,
+            # Without it transformers takes the file's own dtype and diffusers fp32, and the two halves do not fit together.
+            dtype=dtype,
+            variant="fp16" if only_half else None,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
         )
-    }
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        if fault_of(error).code != "internal":
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise Fault("checkpoint.incomplete", f"{folder.name}: {name} cannot be opened: {reason}") from error
+    # A library fills what a file lacks with random numbers, and only logs it.
+    absent = sorted(key for key in loading.get("missing_keys", ()) if not key.endswith(NOT_IN_FILES))
+    if absent:
+        raise Fault("checkpoint.incomplete", f"{folder.name}: {name} lacks {len(absent)} of its weights, for example {absent[0]}")
+    return part
+
+
+def _class_for(folder: Path, name: str, family: str) -> Any:
+    if name == "unet":
+        return UNETS[_json(folder / "unet" / "config.json")["_class_name"]]
+    if name != "scheduler":
+        return (SHARED_CLASSES | CLASSES[family])[name]
+    named = str(_json(folder / INDEX_FILE)["scheduler"][1])
+    kind = getattr(diffusers, named, None)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        raise Fault("checkpoint.unrecognised", f"{folder.name}: {named!r} is no scheduler of diffusers")
+    return kind
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _require_unchanged(ref: ModelRef, memo: Path | None) -> str:

@@ -12,13 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import soxr
 import torch
-import torch.nn.functional as F
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from gpu.conditioning import clap_text_embeds
 from gpu.config import MAX_SEED, GenerateConfig
 from gpu.device import candidates_at_once
 from gpu.pipelines import Embeds, LoadedPipeline, collate, encode_guided, unet_inputs
@@ -125,7 +122,7 @@ def denoise(
     guided = config.guidance_scale > 1.0
     conditional, unconditional = embeds
     both = collate([unconditional] * len(noise) + [conditional] * len(noise)) if guided else collate([conditional] * len(noise))
-    inputs = unet_inputs(both.to(noise.device, noise.dtype))
+    inputs = unet_inputs(both.to(noise.device, noise.dtype), unet)
 
     latents = noise * scheduler.init_noise_sigma
     for step, t in enumerate(scheduler.timesteps, start=1):
@@ -145,6 +142,9 @@ def denoise(
 def make_scheduler(trained: Any, config: GenerateConfig) -> Any:
     """A fresh sampler with the noise schedule and the prediction type that the model was trained with."""
     changes: dict[str, Any] = {}
+    if "clip_sample" not in trained.config:
+        # Another sampler's configuration has no such word, and DDIM's default would cut latents off at one.
+        changes["clip_sample"] = False
     if config.sampler != "ddim":
         # The checkpoints' own "leading" spacing starts short of the last timestep (at 941 of 999 with 20 steps, at 600 with 600).
         changes["timestep_spacing"] = "linspace"
@@ -168,21 +168,13 @@ def decode(loaded: LoadedPipeline, latents: Tensor, *, duration_s: float) -> lis
 
 
 def clap_scores(loaded: LoadedPipeline, prompt: str, sounds: list[np.ndarray]) -> list[float] | None:
-    """Cosine between the prompt and each sound in CLAP's joint space; None for a CLAP without ears (AudioLDM 1)."""
-    clap = loaded.pipeline.text_encoder
-    if not hasattr(clap, "get_audio_features"):
+    """Cosine between the prompt and each sound in CLAP's joint space; None for a model without ears."""
+    clap = loaded.ranker
+    if clap is None:
         return None
-    extractor = loaded.pipeline.feature_extractor
-    text = clap_text_embeds(loaded.pipeline.tokenizer, clap, [prompt])  # [1, D], of length 1
-    scores = []
-    for samples in sounds:
-        heard = soxr.resample(np.nan_to_num(samples), loaded.mel.sample_rate_hz, extractor.sampling_rate)
-        # Cut here: of a longer sound the extractor takes a piece at random, and the ranking would change from call to call.
-        heard = heard[: extractor.nb_max_samples]
-        features = extractor([heard], sampling_rate=extractor.sampling_rate, return_tensors="pt").input_features
-        audio = clap.get_audio_features(features.to(clap.device, clap.dtype)).pooler_output  # [1, D]
-        scores.append(float((F.normalize(audio.float(), dim=-1) * text.float()).sum()))
-    return scores
+    text = clap.text_embeds([prompt]).float()  # [1, D], of length 1
+    rate = loaded.mel.sample_rate_hz
+    return [float((clap.audio_embeds(samples, sample_rate_hz=rate).float() * text).sum()) for samples in sounds]
 
 
 def ranked(candidates: list[Candidate], scores: list[float] | None) -> list[Candidate]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from diffusers import AudioLDM2UNet2DConditionModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -23,6 +24,8 @@ from gpu.lora import merged_lora
 from gpu.pipelines import Embeds, unet_inputs
 
 DIVERGED_AFTER = 3
+# Arguments with which AudioLDM 2's blocks call a checkpointed transformer; were there one more, they would be in order.
+MISPLACED = 7
 SMOOTHING = 0.98
 
 
@@ -70,7 +73,7 @@ class Denoiser(pl.LightningModule):
         return loss
 
     def predict(self, noisy: Tensor, timesteps: Tensor, embeds: Embeds) -> Tensor:
-        return self.unet(noisy, timesteps, **unet_inputs(embeds), return_dict=False)[0]
+        return self.unet(noisy, timesteps, **unet_inputs(embeds, self.unet), return_dict=False)[0]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # The fused kernel hides the loss scaling of fp16 from gradient clipping, so it is for the other precisions.
@@ -159,12 +162,33 @@ def update_ema(ema: dict[str, Tensor], weights: dict[str, nn.Parameter], *, deca
 
 
 def enable_gradient_checkpointing(unet: nn.Module) -> None:
-    """Compute the transformer blocks again in the backward pass instead of keeping what they computed.
+    """Compute resnets and transformers again in the backward pass instead of keeping what they computed.
 
-    Only these: the blocks of AudioLDM2UNet2DConditionModel around them pass their arguments on one place too early when they are
-    checkpointed, and T5's mask arrives in the self-attention (diffusers 0.42).
+    The blocks of AudioLDM2UNet2DConditionModel (diffusers 0.42) hand a checkpointed transformer its arguments by place and leave
+    out `added_cond_kwargs`: the mask of the text would arrive one place too early, as that of the self-attention. So their call
+    is put in order here; everything else is diffusers' own.
     """
+    # Those blocks recompute a transformer as a whole; those of UNet2DConditionModel leave that to the transformer.
+    by_blocks = isinstance(unet, AudioLDM2UNet2DConditionModel)
     for module in unet.modules():
-        if isinstance(module, Transformer2DModel):
-            module.gradient_checkpointing = True
-            module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        if not hasattr(module, "gradient_checkpointing") or (by_blocks and isinstance(module, Transformer2DModel)):
+            continue
+        module.gradient_checkpointing = True
+        module._gradient_checkpointing_func = _checkpointed
+
+
+def _checkpointed(module: Any, *args: Any) -> Any:
+    if isinstance(module, Transformer2DModel) and len(args) == MISPLACED:
+        hidden_states, encoder_hidden_states, timestep, class_labels, cross_attention_kwargs, attention_mask, encoder_mask = args
+        module = partial(
+            module,
+            encoder_hidden_states=encoder_hidden_states,
+            timestep=timestep,
+            class_labels=class_labels,
+            cross_attention_kwargs=cross_attention_kwargs,
+            attention_mask=attention_mask,
+            encoder_attention_mask=encoder_mask,
+            return_dict=False,
+        )
+        args = (hidden_states,)
+    return checkpoint(module, *args, use_reentrant=False)

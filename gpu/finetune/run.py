@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from gpu.announcer import Announcer
 from gpu.config import FinetuneJob, ModelRef
-from gpu.device import choose_device, device_name, fault_of, precision_words, prepare_device, training_precision, versions
+from gpu.device import choose_device, device_name, fault_of, precision_words, prepare_device, require_precision, versions
 from gpu.errors import Fault
 from gpu.events import FAILED, FINISHED, STARTED, STOPPED, EventWriter, read_events
 from gpu.finetune.callbacks import Obey, Report, Save, Validate, clips_per_step
@@ -30,7 +30,7 @@ from gpu.finetune.data import Clips, TrainingBatches, cache_clips, read_clips
 from gpu.finetune.module import Denoiser
 from gpu.finetune.validation import Studio, ValidationLoss, ValidationSounds, validation_prompts
 from gpu.lora import inject_lora, load_lora, lora_rank
-from gpu.models import LORA_FILE, UNET_FILE, verify_checkpoint
+from gpu.models import LORA_FILE, UNET_FILE, describe, require_trainable, verify_checkpoint
 from gpu.pipelines import LoadedPipeline, load_pipeline, require_base
 
 FINISHED_CODE, FAILED_CODE, STOPPED_CODE = 0, 1, 3
@@ -79,7 +79,7 @@ def finetune(folder: Path, announcer: Announcer, control: Control, *, show_bar: 
     config = job.config
     device = choose_device()
     prepare_device(device)
-    precision = training_precision(config.mixed_precision, device)
+    precision = require_precision(config, device)
     cache_folder = Path(job.cache_dir) if job.cache_dir else folder / "cache"
 
     def report(stage: str, done: int, total: int) -> None:
@@ -88,10 +88,12 @@ def finetune(folder: Path, announcer: Announcer, control: Control, *, show_bar: 
         announcer.waiting(stage, done=done, total=total)
 
     try:
+        require_trainable(describe(Path(job.model.base)), audio_conditioning=config.audio_conditioning)
         clips_read = read_clips(folder, expected_digest=job.manifest_digest, report=report)
         announcer.waiting("loading", message=Path(job.model.base).name)
         loaded, start_unet = load_trainable(job, folder, device=device, memo=cache_folder)
-        clips = cache_clips(clips_read, loaded, cache_folder, duration_s=config.audio_length_in_s, report=report)
+        listen = config.audio_conditioning > 0
+        clips = cache_clips(clips_read, loaded, cache_folder, duration_s=config.audio_length_in_s, report=report, listen=listen)
     except StopRequested:
         steps = saved_steps(folder)
         return _stopped(control, announcer, step=steps[-1] if steps else 0, saved=bool(steps))

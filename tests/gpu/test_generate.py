@@ -11,12 +11,13 @@ import soundfile
 import torch
 from diffusers import AudioLDM2Pipeline
 
+from gpu.conditioning import PromptEmbeds
 from gpu.config import GenerateConfig, GenerateJob, ModelRef
 from gpu.errors import Fault
 from gpu.events import EventWriter, read_events
 from gpu.generate import Generator
 from gpu.lora import inject_lora, lora_state, merge_lora, merged_lora
-from gpu.pipelines import encode_guided, load_pipeline
+from gpu.pipelines import encode, encode_guided, load_pipeline
 from gpu.sampling import candidate_seed, clap_scores, denoise, initial_noise, sample_sounds
 from gpu.sound import read_recipe
 from tests.gpu.conftest import start
@@ -98,23 +99,20 @@ def test_ddim_equals_the_pipeline_of_diffusers(model_name, guidance_scale, reque
         if isinstance(part, torch.nn.Module):
             part.eval()
     theirs.set_progress_bar_config(disable=True)
-    expected = theirs(
-        config.prompt,
-        latents=noise,
-        num_inference_steps=3,
-        guidance_scale=guidance_scale,
-        audio_length_in_s=duration_s,
-        output_type="latent",
-    ).audios
+    prompt, nothing = embeds
+    mask = torch.cat([nothing.attention_mask, torch.zeros(1, prompt.attention_mask.shape[1] - 1, dtype=torch.long)], dim=1)
+    values = {
+        "prompt_embeds": prompt.prompt_embeds, "attention_mask": prompt.attention_mask,
+        "generated_prompt_embeds": prompt.generated_prompt_embeds,
+        # Encoded by itself, as a dropped caption is for training; the pipeline's own would depend on the prompt's length.
+        "negative_prompt_embeds": PromptEmbeds.collate([nothing, prompt]).prompt_embeds[:1], "negative_attention_mask": mask,
+        "negative_generated_prompt_embeds": nothing.generated_prompt_embeds,
+        "num_inference_steps": 3, "guidance_scale": guidance_scale, "audio_length_in_s": duration_s,
+    }  # fmt: skip
+    expected = theirs(latents=noise, output_type="latent", **values).audios
     torch.testing.assert_close(latents, expected, rtol=1e-5, atol=1e-5)
 
-    seeded = theirs(
-        config.prompt,
-        generator=torch.Generator().manual_seed(7),
-        num_inference_steps=3,
-        guidance_scale=guidance_scale,
-        audio_length_in_s=duration_s,
-    ).audios[0]
+    seeded = theirs(generator=torch.Generator().manual_seed(7), **values).audios[0]
     np.testing.assert_allclose(sample_sounds(ours, config)[0].samples, seeded, atol=1e-4)
 
 
@@ -144,7 +142,12 @@ def test_a_negative_prompt_longer_than_the_prompt_is_not_cut(loaded):
     long = "A piano playing a single low note and rain falling on a tin roof"
     conditional, unconditional = encode_guided(loaded, "Rain", long)
     assert unconditional.attention_mask.sum() > conditional.attention_mask.sum()
-    assert unconditional.prompt_embeds.shape == conditional.prompt_embeds.shape
+
+
+def test_what_guidance_leads_away_from_does_not_depend_on_how_long_the_prompt_is(loaded):
+    short, long = (encode_guided(loaded, prompt, "")[1] for prompt in ("Rain", "A piano playing a single low note and rain on a roof"))
+    assert torch.equal(short.generated_prompt_embeds, long.generated_prompt_embeds)
+    assert torch.equal(short.generated_prompt_embeds, encode(loaded, [""]).generated_prompt_embeds)
 
 
 def test_stopping_is_obeyed_at_the_next_sampler_step(tiny, tmp_path):

@@ -95,7 +95,7 @@ def test_the_loss_is_the_error_of_what_the_model_predicts(loaded, clips, predict
         a = scheduler.alphas_cumprod[batch.timesteps][:, None, None, None]
         noisy = a.sqrt() * batch.latents + (1 - a).sqrt() * batch.noise
         target = batch.noise if prediction_type == "epsilon" else a.sqrt() * batch.noise - (1 - a).sqrt() * batch.latents
-        expected = F.mse_loss(loaded.unet(noisy, batch.timesteps, **unet_inputs(batch.embeds)).sample, target)
+        expected = F.mse_loss(loaded.unet(noisy, batch.timesteps, **unet_inputs(batch.embeds, loaded.unet)).sample, target)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
 
 
