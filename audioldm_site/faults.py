@@ -44,6 +44,7 @@ WORDS: dict[str, tuple[str, str, str, str]] = {
     "config.precision_needs_gpu": ("This precision needs a GPU", "bf16 and fp16 are for GPUs; on a processor they are slower than full precision or do not exist.", "Choose precision “auto” or “no”, or run on a machine with a GPU.", OWNER),
     "lookup.not_found": ("There is nothing of that name", "No row has this name or id.", "Use one of the names that are listed.", OWNER),
     "lookup.ambiguous": ("The name stands for several", "More than one row has this name.", "Use the id instead.", OWNER),
+    "file.exists": ("It exists already", "Nothing is ever overwritten.", "Name a path that does not exist yet.", OWNER),
     "file.unusable": ("A file or folder cannot be used", "It is not what the command needs, or the system does not let us use it.", "Look at the path that is named and at its permissions.", OWNER),
     # The API and accounts
     "api.not_logged_in": ("Who are you?", "The request carries neither a valid session nor a token.", "Send `Authorization: Bearer …` with a token from your account's page.", OWNER),
@@ -105,6 +106,11 @@ WORDS: dict[str, tuple[str, str, str, str]] = {
     "hub.unknown": ("The hub has no such model", "Its name, its revision, or the permission to read it is wrong.", "Check the name (OWNER/NAME) on the hub's own page.", OWNER),
     "hub.unreachable": ("The hub cannot be reached", "This machine has no way to it, or it does not answer.", "Download the model on another machine and import the folder or file.", OPERATOR),
     "checkpoint.retired": ("The checkpoint is retired", "Somebody took it out of use.", "Choose another, or bring it back in the admin.", OWNER),
+    "checkpoint.base_missing": ("The model below it is missing", "A LoRA, a UNet alone and a run's checkpoint lie on a whole model, which has to be registered.", "Bring in that model first, then say that it lies on it.", OWNER),
+    "checkpoint.no_ema": ("There is no moving average in it", "The file holds one copy of the weights alone.", "Take the raw weights.", OWNER),
+    "checkpoint.not_trainable": ("It cannot be fine-tuned", "This kind of model can be kept and written out here, but not trained.", "Choose another checkpoint.", OWNER),
+    "checkpoint.not_playable": ("It cannot make sounds here", "This kind of model can be kept and written out here, but not heard.", "Choose another checkpoint.", OWNER),
+    "checkpoint.not_exportable": ("It cannot be written in that form", "That form cannot hold this checkpoint, or needs what was not kept.", "Choose another form; its reason stands beside each.", OWNER),
     # Datasets as a whole
     "dataset.not_a_zip": ("This is not a zip file", "A dataset comes as a .zip with metadata.csv and WAV files (or as a folder, in the terminal).", "Zip the folder that holds metadata.csv, and bring that file.", OWNER),
     "dataset.empty": ("The archive is empty", "There is no file in it.", "Zip the folder that holds metadata.csv, and bring that file.", OWNER),

@@ -82,7 +82,7 @@ class Source:
     def __init__(self, names: list[str], *, label: str, limits: Limits) -> None:
         if not names:
             raise Fault("dataset.empty", f"{label} holds no files")
-        root, metadata = _locate_metadata(names, label=label)
+        root, metadata = self._locate(names, label=label)
         self.limits = limits
         self.names = frozenset(name.removeprefix(root) for name in names if name.startswith(root) and name != metadata)
         self._root, self._metadata = root, metadata
@@ -124,6 +124,10 @@ class Source:
                     digest.update(piece)
                     file.write(piece)
         return digest.hexdigest(), size
+
+    def _locate(self, names: list[str], *, label: str) -> tuple[str, str]:
+        """The prefix below which the wanted files lie, and the name of the one that lists them."""
+        return _locate_metadata(names, label=label)
 
     def _count(self, written: int, file_size: int, name: str) -> None:
         self._written += written

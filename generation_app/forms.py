@@ -22,7 +22,7 @@ class GenerationForm(ConfigForm):
 
     def __init__(self, *args: Any, user, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["checkpoint"].queryset = selectors.usable_checkpoints(user)
+        self.fields["checkpoint"].queryset = selectors.playable_checkpoints(user)
         self.fields["prompt"].widget.attrs |= {"placeholder": "a heavy wooden door creaks open in a stone hall"}
         self.fields["negative_prompt"].wide = True
 

@@ -32,9 +32,11 @@ def create_generation(*, owner, checkpoint: Checkpoint, values: Mapping[str, Any
     """
     if checkpoint.retired:
         raise Fault("checkpoint.retired", f"checkpoint {checkpoint.name} is retired; choose another or bring it back in the admin")
+    if not checkpoint.can_generate:
+        raise Fault("checkpoint.not_playable", f"{checkpoint.name} cannot make sounds: {checkpoint.why_not or 'its kind is not known'}")
     config = GenerateConfig.parse({**GenerateConfig.known(storage.recommended(checkpoint)), **values})
     generation = Generation(owner=owner, checkpoint=checkpoint, prompt=config.prompt, config=config.to_dict())
-    job = GenerateJob(config=config, model=storage.model_ref(checkpoint), provenance=provenance(checkpoint))
+    job = GenerateJob(config=config, model=storage.model_ref(checkpoint), provenance=storage.provenance(checkpoint))
     generation.folder.mkdir(parents=True)
     try:
         job.write(generation.folder)
@@ -47,26 +49,6 @@ def create_generation(*, owner, checkpoint: Checkpoint, values: Mapping[str, Any
         shutil.rmtree(generation.folder, ignore_errors=True)
         raise
     return generation
-
-
-def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What every sound carries about where it comes from: checkpoint, licence, and the run and dataset behind it."""
-    found: dict[str, Any] = {
-        "checkpoint": checkpoint.name,
-        "checkpoint_sha256": checkpoint.sha256,
-        "family": checkpoint.family,
-        "licence": checkpoint.licence,
-        "base_checkpoint": storage.root_model(checkpoint).name,
-    }
-    if checkpoint.run:
-        found |= {
-            "run": checkpoint.run.name,
-            "run_id": str(checkpoint.run_id),
-            "global_step": checkpoint.global_step,
-            "dataset": checkpoint.run.dataset_name,
-            "manifest_digest": checkpoint.run.manifest_digest,
-        }
-    return found
 
 
 def request_stop(generation: Generation) -> bool:

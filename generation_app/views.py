@@ -25,7 +25,7 @@ from generation_app.forms import GenerationForm, initial_values
 from generation_app.models import Generation
 from gpu.config import GenerateConfig
 from gpu.errors import Fault
-from training_app.selectors import recommendations, usable_checkpoints
+from training_app.selectors import playable_checkpoints, recommendations
 from training_app.views import spectrogram_response
 
 
@@ -145,7 +145,7 @@ def _create(request: HttpRequest, form: GenerationForm) -> Generation | None:
 def _initial(request: HttpRequest) -> dict[str, Any]:
     """`?from=` an earlier generation's settings, `?checkpoint=` that checkpoint with its own defaults; else the last used checkpoint."""
     earlier = selectors.visible_generation(request.user, wanted) if (wanted := id_or_none(request.GET.get("from"))) else None
-    usable = usable_checkpoints(request.user)
+    usable = playable_checkpoints(request.user)
     wished = id_or_none(request.GET.get("checkpoint")) or (earlier.checkpoint_id if earlier else selectors.last_checkpoint_id(request.user))
     checkpoint = usable.filter(pk=wished).first() or usable.first()
     values = initial_values(checkpoint=checkpoint, earlier=earlier.config if earlier else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -72,9 +72,15 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_digest(folder: Path) -> str:
-    """SHA-256 over the relative name and content of every file in a model folder, in name order."""
+def folder_digest(folder: Path, *, on_file: Callable[[Path], None] | None = None) -> str:
+    """SHA-256 over the relative name and content of every file in a model folder, in name order.
+
+    Args:
+        on_file: told about each file that was read.
+    """
     total = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         total.update(f"{path.relative_to(folder).as_posix()}\0{sha256_of(path)}\n".encode())
+        if on_file:
+            on_file(path)
     return total.hexdigest()

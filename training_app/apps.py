@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from django.apps import AppConfig
@@ -15,7 +16,10 @@ class TrainingAppConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        from django_q.signals import post_spawn  # needs the models
+
         post_migrate.connect(_offer_starter, sender=self)
+        post_spawn.connect(_sweep)
 
 
 def _offer_starter(**kwargs: object) -> None:
@@ -25,3 +29,12 @@ def _offer_starter(**kwargs: object) -> None:
     from training_app import storage
 
     storage.ensure_starter(STARTER)
+
+
+def _sweep(**kwargs: object) -> None:
+    """A starting datasets worker removes old exports, and what killed conversions left."""
+    if os.environ.get("Q_CLUSTER_NAME") != "datasets":
+        return
+    from training_app import conversions
+
+    conversions.sweep()

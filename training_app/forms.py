@@ -52,7 +52,7 @@ class RunForm(ConfigForm):
         self.fields["dataset"].queryset = ready
         if "dataset" not in self.initial and len(ready[:2]) == 1:
             self.initial["dataset"] = ready[0].pk
-        self.fields["checkpoint"].queryset = selectors.usable_checkpoints(user)
+        self.fields["checkpoint"].queryset = selectors.trainable_checkpoints(user)
 
     def main_fields(self):
         return self.bound_fields(MAIN)

@@ -1,7 +1,8 @@
-"""Fine-tuning runs and the checkpoints that they start from and produce."""
+"""Fine-tuning runs, the checkpoints that they start from and produce, and how checkpoints come in and go out."""
 
 from __future__ import annotations
 
+import re
 import uuid
 from pathlib import Path
 from typing import Self
@@ -14,11 +15,25 @@ from audioldm_site.jobs.models import Job, JobEvent, OwnedQuerySet
 from datasets_app.models import Dataset
 from gpu.events import Event
 
+NON_COMMERCIAL = re.compile(r"(^|[^a-z])nc([^a-z]|$)|non-?commercial", re.IGNORECASE)
+
+
+def is_non_commercial(licence: str) -> bool:
+    return bool(NON_COMMERCIAL.search(licence))
+
 
 class CheckpointQuerySet(OwnedQuerySet):
     def usable(self) -> Self:
         """Checkpoints whose files are there and that nobody retired."""
         return self.filter(retired=False, missing=False)
+
+    def playable(self) -> Self:
+        """Checkpoints that sounds can be made with."""
+        return self.usable().filter(can_generate=True)
+
+    def trainable(self) -> Self:
+        """Checkpoints that runs can start from."""
+        return self.usable().filter(can_finetune=True)
 
 
 class Checkpoint(models.Model):
@@ -31,6 +46,7 @@ class Checkpoint(models.Model):
     class Family(models.TextChoices):
         AUDIOLDM2 = "audioldm2", "AudioLDM 2"
         AUDIOLDM = "audioldm", "AudioLDM"
+        AUDIOLDM_T5 = "audioldm_t5", "AudioLDM with T5"
 
     class Format(models.TextChoices):
         DIFFUSERS = "diffusers", "diffusers folder"
@@ -41,6 +57,7 @@ class Checkpoint(models.Model):
         UPLOADED = "uploaded", "uploaded"
         IMPORTED = "imported", "imported in the terminal"
         SCANNED = "scanned", "found in the incoming folder"
+        HUB = "hub", "from the model hub"
         RUN = "run", "made by a run"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -61,11 +78,14 @@ class Checkpoint(models.Model):
     sha256 = models.CharField(max_length=64, blank=True)
     licence = models.CharField(max_length=200, blank=True)
     notes = models.TextField(blank=True)
+    can_generate = models.BooleanField(default=True)
+    can_finetune = models.BooleanField(default=True)
     has_resume_state = models.BooleanField(default=False)
     is_best = models.BooleanField(default=False)
     pinned = models.BooleanField(default=False)
     retired = models.BooleanField(default=False)
     missing = models.BooleanField(default=False, help_text="Its files were not there at the last look.")
+    damaged = models.BooleanField(default=False, help_text="Its files were not the recorded ones at the last look.")
     verified_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField(default=timezone.now, db_index=True)
 
@@ -80,6 +100,16 @@ class Checkpoint(models.Model):
     @property
     def folder(self) -> Path:
         return settings.DATA_DIR / self.path
+
+    @property
+    def why_not(self) -> str:
+        """Why sounds cannot be made with it, or runs cannot start from it; "" when both can."""
+        return self.facts.get("why_not") or ""
+
+    @property
+    def is_non_commercial(self) -> bool:
+        """Whether its licence says that it may not be used commercially."""
+        return is_non_commercial(self.licence)
 
 
 class TrainingRun(Job):
@@ -125,3 +155,63 @@ class TrainingEvent(JobEvent):
     class Meta(JobEvent.Meta):
         constraints = [models.UniqueConstraint(fields=["job", "seq"], name="training_event_once")]
         indexes = [models.Index(fields=["job", "type", "seq"], name="training_event_by_type")]
+
+
+class Conversion(Job):
+    """A model that comes in from elsewhere, or a checkpoint that is written in the form that another tool reads."""
+
+    kind = "conversion"
+    queue = "datasets"
+
+    class Direction(models.TextChoices):
+        IMPORT = "import", "import"
+        EXPORT = "export", "export"
+
+    class Format(models.TextChoices):
+        CKPT = "ckpt", "original .ckpt"
+        DIFFUSERS = "diffusers", "diffusers folder"
+        SAFETENSORS = "safetensors", "one safetensors file"
+        LORA = "lora", "LoRA only"
+
+    direction = models.CharField(max_length=6, choices=Direction)
+    name = models.CharField(max_length=160, help_text="Of the checkpoint that it makes, or that it writes out.")
+    source = models.CharField(max_length=500, help_text="What people call what it reads: a file, a folder, hub:OWNER/NAME, or a checkpoint.")
+    format = models.CharField(max_length=12, choices=Format, blank=True, help_text="Of an export.")
+    checkpoint = models.ForeignKey(
+        Checkpoint, null=True, blank=True, on_delete=models.SET_NULL, related_name="conversions", help_text="What an import made, or an export writes."
+    )
+    base = models.ForeignKey(
+        Checkpoint, null=True, blank=True, on_delete=models.PROTECT, related_name="+", help_text="The whole model that an imported LoRA lies on."
+    )
+    result = models.CharField(max_length=500, blank=True, help_text="File of an export, relative to DATA_DIR where it lies there; empty when it is gone.")
+    size_bytes = models.PositiveBigIntegerField(default=0)
+    sha256 = models.CharField(max_length=64, blank=True)
+    elapsed_s = models.FloatField(null=True, blank=True)
+
+    def __str__(self) -> str:
+        return f"{self.get_direction_display()} of {self.name}"
+
+    @property
+    def folder(self) -> Path:
+        return settings.DATA_DIR / "conversions" / str(self.id)
+
+    @property
+    def is_export(self) -> bool:
+        return self.direction == self.Direction.EXPORT
+
+    @property
+    def result_path(self) -> Path | None:
+        """What the export wrote; None when there is none, or none any more. May be anywhere, when a command wrote it."""
+        return settings.DATA_DIR / self.result if self.result else None
+
+    def apply_event(self, event: Event) -> None:
+        from training_app import conversions
+
+        conversions.apply_event(self, event)
+
+
+class ConversionEvent(JobEvent):
+    job = models.ForeignKey(Conversion, on_delete=models.CASCADE, related_name="events")
+
+    class Meta(JobEvent.Meta):
+        constraints = [models.UniqueConstraint(fields=["job", "seq"], name="conversion_event_once")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import datetime
 from typing import Any
 
 from django.core.paginator import Page, Paginator
@@ -11,18 +12,25 @@ from django.db.models.functions import RowNumber
 from django.shortcuts import get_object_or_404
 
 from audioldm_site import search
-from audioldm_site.jobs.models import Status
+from audioldm_site.jobs.models import ENDED, Job, Status
 from gpu.events import CHECKPOINT, PROGRESS, SAMPLE, STARTED, VALIDATED, WAITING
 from training_app import storage
-from training_app.models import Checkpoint, TrainingEvent, TrainingRun
+from training_app.models import Checkpoint, Conversion, ConversionEvent, TrainingEvent, TrainingRun
 
 RUNS_PER_PAGE = 20
 CHECKPOINTS_PER_PAGE = 25
+CONVERSIONS_PER_PAGE = 25
 CHART_POINTS = 1_500
 LOG_EVENTS = 200
 LOG_TAIL_BYTES = 16_000
 EVENT_BATCH = 500
 SERIES = ("step", "loss", "loss_smooth", "learning_rate", "grad_norm", "clips_per_second")
+LAYOUT_WORDS = {
+    "A": "an original AudioLDM checkpoint",
+    "B": "a checkpoint of the AudioLDM training code",
+    "C": "an original AudioLDM checkpoint with T5",
+    "D": "an original AudioLDM 2 checkpoint",
+}
 RUN_ORDERS = {
     "-created": ("-created_at",),
     "created": ("created_at",),
@@ -151,10 +159,10 @@ def events_after(run: TrainingRun, seq: int) -> list[dict[str, Any]]:
     return [event.as_message() for event in run.events.filter(seq__gt=seq).order_by("seq")[:EVENT_BATCH]]
 
 
-def log_tail(run: TrainingRun) -> str:
-    """The end of the run's log.txt; "" when there is none."""
+def log_tail(job: Job) -> str:
+    """The end of a job's log.txt; "" when there is none."""
     try:
-        with open(run.folder / "log.txt", "rb") as file:
+        with open(job.folder / "log.txt", "rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - LOG_TAIL_BYTES))
             text = file.read().decode("utf-8", errors="replace")
@@ -163,12 +171,14 @@ def log_tail(run: TrainingRun) -> str:
     return text.partition("\n")[2] if size > LOG_TAIL_BYTES else text
 
 
-def checkpoint_page(user, *, query: str = "", origin: str = "", page: str | int | None = 1) -> Page:
+def checkpoint_page(
+    user, *, query: str = "", origin: str = "", page: str | int | None = 1, per_page: int = CHECKPOINTS_PER_PAGE, retired: bool = False
+) -> Page:
     """One page of the checkpoints that `user` may see, each with `generation_count` and `run_count`."""
     checkpoints = (
         Checkpoint.objects.visible_to(user)
-        .filter(retired=False)
-        .select_related("run", "base")
+        .filter(retired=retired)
+        .select_related("run", "base", "owner")
         .annotate(generation_count=Count("generations", distinct=True), run_count=Count("runs", distinct=True))
         .order_by("-created_at")
     )
@@ -176,7 +186,7 @@ def checkpoint_page(user, *, query: str = "", origin: str = "", page: str | int 
         checkpoints = checkpoints.filter(Q(name__icontains=word) | Q(notes__icontains=word) | Q(run__name__icontains=word))
     if origin in Checkpoint.Origin.values:
         checkpoints = checkpoints.filter(origin=origin)
-    return Paginator(checkpoints, CHECKPOINTS_PER_PAGE).get_page(page)
+    return Paginator(checkpoints, per_page).get_page(page)
 
 
 def visible_checkpoint(user, pk: uuid.UUID) -> Checkpoint:
@@ -184,9 +194,14 @@ def visible_checkpoint(user, pk: uuid.UUID) -> Checkpoint:
     return get_object_or_404(Checkpoint.objects.visible_to(user).select_related("run__dataset", "base", "owner"), pk=pk)
 
 
-def usable_checkpoints(user) -> QuerySet[Checkpoint]:
-    """Checkpoints to choose from in a form, whole models first, then the newest."""
-    return Checkpoint.objects.visible_to(user).usable().order_by("format", "-created_at")
+def playable_checkpoints(user) -> QuerySet[Checkpoint]:
+    """Checkpoints to make sounds with, as a form offers them: whole models first, then the newest."""
+    return Checkpoint.objects.visible_to(user).playable().order_by("format", "-created_at")
+
+
+def trainable_checkpoints(user) -> QuerySet[Checkpoint]:
+    """Checkpoints to start a run from, in the same order."""
+    return Checkpoint.objects.visible_to(user).trainable().order_by("format", "-created_at")
 
 
 def recommendations(checkpoints: QuerySet[Checkpoint]) -> dict[str, dict[str, Any]]:
@@ -213,3 +228,80 @@ def _thinned(events: QuerySet[TrainingEvent]) -> list[TrainingEvent]:
     # Counted from the newest, so that it is always among them.
     rows = events.annotate(row=Window(RowNumber(), order_by=F("seq").asc()))
     return list(rows.annotate(turn=F("row") % stride).filter(turn=count % stride).order_by("seq"))
+
+
+def visible_conversion(user, pk: uuid.UUID) -> Conversion:
+    """Raises Http404 for a stranger's conversion."""
+    return get_object_or_404(Conversion.objects.visible_to(user).select_related("checkpoint", "base", "owner"), pk=pk)
+
+
+def conversion_page(user, *, page: str | int | None = 1) -> Page:
+    """One page of the imports and exports that `user` may see, the newest first."""
+    rows = Conversion.objects.visible_to(user).select_related("checkpoint", "owner").order_by("-created_at")
+    return Paginator(rows, CONVERSIONS_PER_PAGE).get_page(page)
+
+
+def active_conversions(user) -> list[Conversion]:
+    """What comes in or goes out now, each with `waiting`: the data of its newest event."""
+    newest = ConversionEvent.objects.filter(job=OuterRef("pk"), type=WAITING).order_by("-seq")
+    rows = Conversion.objects.visible_to(user).active().select_related("checkpoint").annotate(waiting=Subquery(newest.values("data")[:1]))
+    return list(rows.order_by("created_at"))
+
+
+def exports_of(user, checkpoint: Checkpoint) -> list[Conversion]:
+    """Exports of a checkpoint that wait, run or can be downloaded."""
+    rows = Conversion.objects.visible_to(user).filter(checkpoint=checkpoint, direction=Conversion.Direction.EXPORT)
+    return list(rows.exclude(status__in=ENDED, result="").order_by("-created_at")[:20])
+
+
+def conversion_snapshot(conversion: Conversion) -> dict[str, Any]:
+    """The conversion at event `conversion.last_seq`, in the shape that js/conversion_state.js continues from."""
+    events = conversion.events.filter(seq__lte=conversion.last_seq)
+    newest = events.order_by("-seq").first()
+    stage = None
+    if newest and newest.type == WAITING:
+        first = events.filter(type=WAITING, attempt=newest.attempt, data__stage=newest.data.get("stage")).order_by("seq").first() or newest
+        stage = {**newest.data, "at": newest.at.isoformat(), "first_at": first.at.isoformat(), "first_done": first.data.get("done") or 0}
+    return {"seq": conversion.last_seq, "attempt": conversion.attempt, "status": conversion.status, "stage": stage}
+
+
+def seconds_left(stage: dict[str, Any] | None) -> float | None:
+    """How long a stage will still take at the pace that it has had; None while nobody can tell. js/conversion_state.js says the same."""
+    if not stage or not stage.get("total"):
+        return None
+    passed = (datetime.fromisoformat(stage["at"]) - datetime.fromisoformat(stage["first_at"])).total_seconds()
+    gone = (stage.get("done") or 0) - stage["first_done"]
+    if passed < 1 or gone <= 0:
+        return None
+    return (stage["total"] - stage["done"]) * passed / gone
+
+
+def conversion_places() -> dict[uuid.UUID, int]:
+    return {pk: place for place, pk in enumerate(Conversion.objects.in_line().values_list("pk", flat=True), start=1)}
+
+
+def conversion_events_after(conversion: Conversion, seq: int) -> list[dict[str, Any]]:
+    """The next batch of events, for a page whose socket cannot connect."""
+    return [event.as_message() for event in conversion.events.filter(seq__gt=seq).order_by("seq")[:EVENT_BATCH]]
+
+
+def facts_in_words(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """What a checkpoint is, in people's words: (name, value), as far as it is known."""
+    facts, original = checkpoint.facts, checkpoint.facts.get("original") or {}
+    rate, unet = facts.get("sample_rate_hz"), (facts.get("parameters") or {}).get("unet")
+    heads = original.get("heads")
+    weights = {"ema": "the moving average (EMA)", "raw": "raw, as the last training step left them"}.get(original.get("weights"), "")
+    lines = [
+        ("variant", facts.get("variant") or checkpoint.get_family_display()),
+        ("family", f"{checkpoint.get_family_display()} ({checkpoint.family})"),
+        ("sample rate", f"{rate / 1000:g} kHz" if rate else ""),
+        ("UNet", f"{unet / 1e6:.1f} million weights" if unet else ""),
+        ("attention heads", ", ".join(map(str, heads)) if heads else ""),
+        ("predicts", facts.get("prediction_type") or ""),
+        ("ranks candidates", "yes, by CLAP" if facts.get("ranks_by_clap") else "no: it has no CLAP that hears"),
+        ("came from", LAYOUT_WORDS.get(original.get("layout"), original.get("layout") or "")),
+        ("file", original.get("source_name") or ""),
+        ("weights", weights),
+        ("trained for", f"{original['global_step']} steps, as its file says" if original.get("global_step") else ""),
+    ]
+    return [(name, str(value)) for name, value in lines if value]

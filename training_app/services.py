@@ -143,6 +143,24 @@ def set_pinned(checkpoint: Checkpoint, *, pinned: bool) -> None:
         (checkpoint.run.folder / PINNED_FILE).write_text("".join(f"{step}\n" for step in sorted(steps)))
 
 
+def update_checkpoint(
+    checkpoint: Checkpoint, *, name: str | None = None, licence: str | None = None, notes: str | None = None, retired: bool | None = None
+) -> Checkpoint:
+    """Change what people wrote about a checkpoint, or take it out of use; its files stay as they are.
+
+    Raises:
+        ValidationError: the name is empty or taken, or a text is too long.
+    """
+    changes = {"name": name, "licence": licence, "notes": notes, "retired": retired}
+    changes = {field: value for field, value in changes.items() if value is not None}
+    for field, value in changes.items():
+        setattr(checkpoint, field, value)
+    others = [field.name for field in Checkpoint._meta.fields if field.name not in changes]
+    checkpoint.full_clean(exclude=others)
+    checkpoint.save(update_fields=list(changes))
+    return checkpoint
+
+
 def update_run(run: TrainingRun, *, name: str | None = None, notes: str | None = None, tags: str | None = None, archived: bool | None = None) -> TrainingRun:
     """Change what people wrote about a run; what it was made with never changes."""
     changes = {"name": name, "notes": notes, "tags": tags, "archived": archived}
@@ -193,6 +211,8 @@ def _record_checkpoint(run: TrainingRun, data: Mapping[str, Any]) -> None:
             method=data.get("method", ""),
             global_step=data["step"],
             facts=base.facts,
+            can_generate=base.can_generate,
+            can_finetune=base.can_finetune,
             licence=base.licence,
             path=path,
             **values,
@@ -247,6 +267,8 @@ def _require_trainable(dataset: Dataset, checkpoint: Checkpoint) -> None:
         raise Fault("dataset.no_usable_clips", f"dataset {dataset.name} has no usable clip in its training split")
     if checkpoint.retired:
         raise Fault("checkpoint.retired", f"checkpoint {checkpoint.name} is retired; choose another or bring it back in the admin")
+    if not checkpoint.can_finetune:
+        raise Fault("checkpoint.not_trainable", f"{checkpoint.name} cannot be fine-tuned: {checkpoint.why_not or 'its kind is not known'}")
 
 
 def _request(run: TrainingRun, name: str) -> bool:

@@ -4,59 +4,56 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from audioldm_site.names import free_name
 from gpu.config import FinetuneConfig, GenerateConfig, ModelRef
 from gpu.errors import Fault
 from gpu.manifest import folder_digest, sha256_of
-from gpu.models import describe
+from gpu.models import CHECKPOINT_FILE, describe, read_checkpoint, verify_checkpoint
 from training_app.models import Checkpoint
 
 log = logging.getLogger(__name__)
 
 FREE_SPACE_MARGIN_BYTES = 200 * 2**20
+QUICK_BYTES = 64 * 2**20
 
 
-def register_checkpoint(path: Path, *, origin: str, name: str | None = None, owner=None) -> Checkpoint:
-    """Bring a model folder into the registry and return its row.
+def register_checkpoint(path: Path, *, origin: str, name: str | None = None, owner=None, sha256: str = "") -> Checkpoint:
+    """Bring a model folder, or the folder of a run's checkpoint, into the registry and return its row.
 
     A folder under DATA_DIR/incoming is moved to DATA_DIR/checkpoints, one from elsewhere is copied there; what is there already stays. A
     folder with the same content as a registered one gives that one's row.
 
+    Args:
+        owner: None for everybody. The row of another owner's equal model is not given to somebody who may not see it.
+        sha256: of the content, where the caller has just computed it; "" reads it all again.
     Raises:
-        Fault: not a model that we know (`checkpoint.unrecognised`, `checkpoint.incomplete`), or no room for it (`disk.full`).
+        Fault: not a model that we know (`checkpoint.unrecognised`, `checkpoint.incomplete`), no room for it (`disk.full`), or the
+            model that a run's checkpoint lies on is not registered (`checkpoint.base_missing`).
     """
     path = Path(os.path.realpath(path))  # Path.resolve() raises RuntimeError for a link to itself
-    facts = describe(path)
-    sha256 = folder_digest(path)
-    known = Checkpoint.objects.filter(sha256=sha256, format=Checkpoint.Format.DIFFUSERS).first()
+    is_run = (path / CHECKPOINT_FILE).is_file()
+    values = _run_values(path, owner=owner, verified=bool(sha256)) if is_run else _model_values(path, sha256=sha256)
+    known = twin(sha256=values["sha256"], format=values["format"], owner=owner)
     if known and known.folder.is_dir():
         if known.missing:
             Checkpoint.objects.filter(pk=known.pk).update(missing=False)
             known.missing = False
         return known
     home = settings.DATA_DIR / "checkpoints"
-    name = free_name(Checkpoint.objects.exclude(pk=known.pk) if known else Checkpoint.objects.all(), name or facts.name or path.name)
-    folder = path if path.parent == home else _bring_in(path, home / f"{_slug(name)}-{sha256[:8]}")
-    values = {
-        "family": facts.family,
-        "format": Checkpoint.Format.DIFFUSERS,
-        "path": folder.relative_to(settings.DATA_DIR).as_posix(),
-        "size_bytes": facts.size_bytes,
-        "sha256": sha256,
-        "licence": facts.licence,
-        "facts": facts.as_dict(),
-        "defaults": facts.defaults,
-        "missing": False,
-        "verified_at": timezone.now(),
-    }
+    name = free_name(Checkpoint.objects.exclude(pk=known.pk) if known else Checkpoint.objects.all(), name or values.pop("name") or path.name)
+    values.pop("name", None)
+    folder = path if path.parent == home else _bring_in(path, home / f"{slug(name)}-{values['sha256'][:8]}")
+    values |= {"path": folder.relative_to(settings.DATA_DIR).as_posix(), "missing": False, "verified_at": timezone.now()}
     if known:
         Checkpoint.objects.filter(pk=known.pk).update(**values)
         known.refresh_from_db()
@@ -68,29 +65,22 @@ def register_checkpoint(path: Path, *, origin: str, name: str | None = None, own
     return checkpoint
 
 
-def scan_checkpoints() -> tuple[list[Checkpoint], list[dict[str, str]]]:
-    """Register what lies in DATA_DIR/incoming/checkpoints, and look whether registered files are still there.
+def twin(*, sha256: str, format: str, owner) -> Checkpoint | None:
+    """The row of equal content that `owner` may see; the terminal (None) sees all."""
+    rows = Checkpoint.objects.filter(sha256=sha256, format=format)
+    return (rows if owner is None else rows.filter(Q(owner=owner) | Q(owner=None))).order_by("missing", "created_at").first()
 
-    Returns:
-        The newly registered checkpoints, and what was left alone: [{path, code, message}].
+
+def base_model(sha256: str, *, name: str, owner) -> Checkpoint:
+    """The registered whole model of that content.
+
+    Raises:
+        Fault: `checkpoint.base_missing`.
     """
-    incoming = settings.DATA_DIR / "incoming" / "checkpoints"
-    incoming.mkdir(parents=True, exist_ok=True)
-    registered, ignored = [], []
-    for path in sorted(incoming.iterdir()):
-        if path.name.startswith("."):
-            continue
-        try:
-            if path.is_symlink():
-                raise Fault("checkpoint.link", f"{path.name} is a link; move or copy the model itself here")
-            row = register_checkpoint(path, origin=Checkpoint.Origin.SCANNED)
-            if path.exists():  # what is new was moved
-                raise Fault("checkpoint.known", f"its content is already the checkpoint {row.name}")
-            registered.append(row)
-        except Fault as fault:
-            ignored.append({"path": path.name, "code": fault.code, "message": fault.message})
-    mark_missing()
-    return registered, ignored
+    base = twin(sha256=sha256, format=Checkpoint.Format.DIFFUSERS, owner=owner)
+    if base is None:
+        raise Fault("checkpoint.base_missing", f"it lies on the model {name or 'of an unknown name'} (SHA-256 {sha256[:12]}…), which is not registered here")
+    return base
 
 
 def mark_missing() -> int:
@@ -105,13 +95,87 @@ def mark_missing() -> int:
 
 def verify(checkpoint: Checkpoint) -> bool:
     """Hash the files again and compare with the row; the answer is recorded."""
-    if not checkpoint.folder.is_dir():
-        Checkpoint.objects.filter(pk=checkpoint.pk).update(missing=True)
-        return False
-    whole = checkpoint_digest(checkpoint) == checkpoint.sha256
+    row = Checkpoint.objects.filter(pk=checkpoint.pk)
+    try:
+        whole = checkpoint.folder.is_dir() and checkpoint_digest(checkpoint) == checkpoint.sha256
+    except Fault:
+        whole = False
     if whole:
-        Checkpoint.objects.filter(pk=checkpoint.pk).update(missing=False, verified_at=timezone.now())
+        row.update(missing=False, damaged=False, verified_at=timezone.now())
+    else:
+        there = checkpoint.folder.is_dir()
+        row.update(missing=not there, damaged=there)
     return whole
+
+
+def is_quick(size_bytes: int) -> bool:
+    """Whether so much can be hashed while somebody waits for a page."""
+    return size_bytes <= QUICK_BYTES
+
+
+def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What every sound and every exported file carries about where it comes from: checkpoint, licence, and the run and dataset behind it."""
+    found: dict[str, Any] = {
+        "checkpoint": checkpoint.name,
+        "checkpoint_sha256": checkpoint.sha256,
+        "family": checkpoint.family,
+        "licence": checkpoint.licence,
+        "base_checkpoint": root_model(checkpoint).name,
+    }
+    if checkpoint.run:
+        found |= {
+            "run": checkpoint.run.name,
+            "run_id": str(checkpoint.run_id),
+            "global_step": checkpoint.global_step,
+            "dataset": checkpoint.run.dataset_name,
+            "manifest_digest": checkpoint.run.manifest_digest,
+        }
+    return found
+
+
+def require_space(needed_bytes: int, *, folder: Path, what: str) -> None:
+    """Raises Fault `disk.full` when so much does not fit below a folder; some space always stays free."""
+    free = shutil.disk_usage(folder).free
+    if needed_bytes + FREE_SPACE_MARGIN_BYTES > free:
+        raise Fault("disk.full", f"{what} needs {needed_bytes / 2**20:.0f} MB: {free / 2**20:.0f} MB are free under {folder}, of which {FREE_SPACE_MARGIN_BYTES / 2**20:.0f} MB stay free", operator=True)
+
+
+def _model_values(path: Path, *, sha256: str) -> dict[str, Any]:
+    facts = describe(path)
+    return {
+        "name": facts.name,
+        "family": facts.family,
+        "format": Checkpoint.Format.DIFFUSERS,
+        "size_bytes": facts.size_bytes,
+        "sha256": sha256 or folder_digest(path),
+        "licence": facts.licence,
+        "facts": facts.as_dict(),
+        "defaults": facts.defaults,
+        "can_generate": facts.can_generate,
+        "can_finetune": facts.can_finetune,
+    }
+
+
+def _run_values(path: Path, *, owner, verified: bool) -> dict[str, Any]:
+    """What the row of a run's checkpoint says that comes without its run."""
+    facts = read_checkpoint(path) if verified else verify_checkpoint(path)
+    base = base_model(facts.base_sha256, name=str(facts.model.get("name", "")), owner=owner)
+    return {
+        "name": f"{base.name}, step {facts.step}" if facts.step else f"LoRA on {base.name}",
+        "family": base.family,
+        "format": Checkpoint.Format.RUN,
+        "base": base,
+        "method": facts.method,
+        "global_step": facts.step,
+        "metrics": facts.metrics,
+        "size_bytes": sum(item.stat().st_size for item in path.iterdir() if item.is_file()),
+        "sha256": facts.files[facts.weights_file],
+        "licence": facts.licence or base.licence,
+        "facts": base.facts,
+        "can_generate": base.can_generate,
+        "can_finetune": base.can_finetune,
+        "has_resume_state": False,  # its run, whose clips it would go on with, is not here
+    }
 
 
 def checkpoint_digest(checkpoint: Checkpoint) -> str:
@@ -186,9 +250,7 @@ def _bring_in(path: Path, folder: Path) -> Path:
         path.replace(folder)
         return folder
     size = sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
-    free = shutil.disk_usage(folder.parent).free
-    if size + FREE_SPACE_MARGIN_BYTES > free:
-        raise Fault("disk.full", f"{path.name} needs {size / 2**20:.0f} MB: {free / 2**20:.0f} MB are free under {settings.DATA_DIR}, of which {FREE_SPACE_MARGIN_BYTES / 2**20:.0f} MB stay free", operator=True)
+    require_space(size, folder=folder.parent, what=path.name)
     temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -200,5 +262,5 @@ def _bring_in(path: Path, folder: Path) -> Path:
     return folder
 
 
-def _slug(name: str) -> str:
-    return "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in name.lower()).strip("-") or "model"
+def slug(name: str) -> str:
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:80] or "model"

@@ -25,7 +25,7 @@ from audioldm_site.names import id_or_none
 from gpu.config import PRESETS, FinetuneConfig
 from gpu.errors import Fault
 from gpu.sound import spectrogram_png
-from training_app import selectors, services, storage
+from training_app import conversions, selectors, services, storage
 from training_app.forms import ContinueForm, NotesForm, RunForm, initial_values, preset_cards
 from training_app.models import Checkpoint, TrainingRun
 
@@ -237,7 +237,8 @@ def spectrogram_response(sound) -> HttpResponse:
 def checkpoints(request: HttpRequest) -> HttpResponse:
     filters = {"query": request.GET.get("q", ""), "origin": request.GET.get("origin", "")}
     page = selectors.checkpoint_page(request.user, **filters, page=request.GET.get("page"))
-    return render(request, "checkpoints/index.html", {"page": page, **filters, "origins": Checkpoint.Origin.choices})
+    context = {"page": page, **filters, "origins": Checkpoint.Origin.choices, "active": selectors.active_conversions(request.user)}
+    return render(request, "checkpoints/index.html", context)
 
 
 @require_safe
@@ -248,6 +249,9 @@ def checkpoint(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
         "runs": selectors.descendants(request.user, found),
         "recommended": storage.recommended(found),
         "is_run": found.format == Checkpoint.Format.RUN,
+        "facts": selectors.facts_in_words(found),
+        "choices": [] if found.missing else conversions.export_choices(found),
+        "exports": selectors.exports_of(request.user, found),
     }
     return render(request, "checkpoints/checkpoint.html", context)
 
@@ -277,7 +281,10 @@ def pin(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
 @require_POST
 def verify(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
     found = selectors.visible_checkpoint(request.user, pk)
-    if storage.verify(found):
+    if not storage.is_quick(found.size_bytes):
+        queue.enqueue_call("datasets", "training_app.tasks.verify_checkpoint", str(found.pk))
+        messages.info(request, "The worker reads all of its files; the answer will stand here.")
+    elif storage.verify(found):
         messages.success(request, "The files are whole: their hash is the one that was recorded.")
     else:
         messages.error(request, "The files are missing or were changed: their hash is not the one that was recorded.")
@@ -286,12 +293,17 @@ def verify(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
 
 @require_POST
 def scan(request: HttpRequest) -> HttpResponse:
-    registered, ignored = storage.scan_checkpoints()
-    for row in registered:
+    found = conversions.scan(owner=request.user)
+    for row in found.registered:
         messages.success(request, f"{row.name} was found and registered.")
-    for item in ignored:
+    for made in found.started:
+        messages.success(request, f"{made.source} is being brought in by the worker.")
+    for item in found.ignored:
         messages.warning(request, f"{item['path']} was left alone: {item['message']}")
-    if not registered and not ignored:
+    if found.offered:
+        messages.info(request, "Files wait for your choice below.")
+        return redirect("checkpoints:import")
+    if not found.registered and not found.started and not found.ignored:
         messages.info(request, "Nothing new in DATA_DIR/incoming/checkpoints.")
     return redirect("checkpoints:index")
 
@@ -319,7 +331,7 @@ def _initial(request: HttpRequest) -> dict[str, Any]:
     cloned = None
     if wanted := id_or_none(request.GET.get("clone")):
         cloned = services.clone_values(selectors.visible_run(request.user, wanted))
-    usable = selectors.usable_checkpoints(request.user)
+    usable = selectors.trainable_checkpoints(request.user)
     checkpoint = usable.filter(pk=id_or_none(request.GET.get("checkpoint")) or (cloned or {}).get("base_checkpoint")).first()
     if checkpoint is None and cloned is None:
         # The newest whole model: its own duration and sampler are the ones to start from.

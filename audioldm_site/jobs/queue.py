@@ -19,8 +19,14 @@ from audioldm_site.jobs.broker import LeaseBroker
 from audioldm_site.jobs.models import Job, Worker
 
 QUEUES = ("training", "generation", "datasets")
-TASKS = {"training": "training_app.tasks.run_training", "generation": "generation_app.tasks.run_generation"}
-"""What executes a job, by its kind, which is its queue's name too."""
+TASKS = {
+    "training": "training_app.tasks.run_training",
+    "generation": "generation_app.tasks.run_generation",
+    "conversion": "training_app.tasks.run_conversion",
+    "evaluation": "generation_app.tasks.run_evaluation",
+    "listening": "generation_app.tasks.run_listening",
+}
+"""What executes a job, by its kind."""
 WORKER_NAME = "WORKER_NAME"
 SEEN_EVERY_S = 3.0
 ALIVE_FOR_S = 12.0
@@ -31,7 +37,7 @@ def enqueue(job: Job) -> bool:
     """Put a job in line at its own place, inside the caller's transaction. False when it stands there already."""
     if _is_in_line(job):
         return False
-    broker = LeaseBroker(job.kind, waiting_since=job.queued_at)
+    broker = LeaseBroker(job.queue_name, waiting_since=job.queued_at)
     async_task(TASKS[job.kind], str(job.pk), task_name=_task_name(job), broker=broker)
     return True
 
@@ -86,5 +92,5 @@ def _task_name(job: Job) -> str:
 
 def _is_in_line(job: Job) -> bool:
     """Entries that a worker holds do not count: it may be putting the job back this very moment."""
-    waiting = OrmQ.objects.filter(key=job.kind, lock__lte=timezone.now())
+    waiting = OrmQ.objects.filter(key=job.queue_name, lock__lte=timezone.now())
     return any(entry.name() == _task_name(job) for entry in waiting)

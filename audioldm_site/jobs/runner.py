@@ -49,8 +49,11 @@ shutting_down = threading.Event()
 """Set when this worker was told to end: what runs is saved and put back in line."""
 
 
-def supervise(job: Job, command: list[str], *, worker_name: str) -> None:
+def supervise(job: Job, command: list[str], *, worker_name: str, shutdown_grace_s: float = SHUTDOWN_GRACE_S) -> None:
     """Start `command` for a claimed job in a session of its own and look after it until it has ended.
+
+    Args:
+        shutdown_grace_s: how long it may take to save and end when this worker is told to.
 
     Returns when no process of the child is left and the job has an ending, is back in line, or belongs to another attempt.
     """
@@ -59,7 +62,7 @@ def supervise(job: Job, command: list[str], *, worker_name: str) -> None:
             return
         with _Child(job, command) as child:
             log.info("%s %s is process %d of %s", job.kind, job.pk, child.pid, worker_name)
-            _watch(job, child)
+            _watch(job, child, shutdown_grace_s=shutdown_grace_s)
         _judge(job, child)
     except DatabaseError:
         # The row cannot be written either; whoever finds its heartbeat old goes on from here.
@@ -186,7 +189,7 @@ class _Stop:
         return time.monotonic() > self._deadline
 
 
-def _watch(job: Job, child: _Child) -> None:
+def _watch(job: Job, child: _Child, *, shutdown_grace_s: float) -> None:
     """Follow the child until it is gone and everything that it wrote is recorded."""
     events_file = _EventCopier(job)
     stop = _Stop(job)
@@ -208,16 +211,16 @@ def _watch(job: Job, child: _Child) -> None:
                 child.end()
         if now >= next_look and ended_at is None:
             next_look = now + STATUS_EVERY_S
-            _pass_on_stop(job, stop)
+            _pass_on_stop(job, stop, shutdown_grace_s=shutdown_grace_s)
         if not over and (stop.is_overdue or (ended_at is not None and now > ended_at + EXIT_GRACE_S)):
             child.end()
         if len(events) < BATCH and not over:
             time.sleep(EVENTS_EVERY_S)
 
 
-def _pass_on_stop(job: Job, stop: _Stop) -> None:
+def _pass_on_stop(job: Job, stop: _Stop, *, shutdown_grace_s: float) -> None:
     if shutting_down.is_set():
-        stop.ask(save=True, grace_s=SHUTDOWN_GRACE_S)
+        stop.ask(save=True, grace_s=shutdown_grace_s)
     row = _patiently(type(job).objects.filter(pk=job.pk).values("stop_requested_at", "stop_without_saving").first)
     if row and row["stop_requested_at"]:
         save = not row["stop_without_saving"]

@@ -38,7 +38,7 @@ def execute_here(job: Job, work: Callable[[], None], *, on_interrupt: Callable[[
 
 def follow(job: Job, *, until: Callable[[], bool], on_interrupt: Callable[[], Any] | None = None) -> None:
     """Show the events of a job as they come, until `until()` holds and everything has been shown."""
-    with Screen() as screen:
+    with Screen(counts_bytes=job.kind == "conversion") as screen:
         tail = EventTail(job.folder)
         while True:
             try:
@@ -51,14 +51,19 @@ def follow(job: Job, *, until: Callable[[], bool], on_interrupt: Callable[[], An
             except KeyboardInterrupt:
                 if on_interrupt is None:
                     raise
-                screen.say("stopping: what was learned is being saved (this takes a moment)")
+                screen.say("stopping (this takes a moment)" if screen.counts_bytes else "stopping: what was learned is being saved (this takes a moment)")
                 on_interrupt()
 
 
 class Screen:
-    """Draws events on stderr: one bar for what runs now, a line for what has happened."""
+    """Draws events on stderr: one bar for what runs now, a line for what has happened.
 
-    def __init__(self) -> None:
+    Args:
+        counts_bytes: whether what is done is counted in bytes.
+    """
+
+    def __init__(self, *, counts_bytes: bool = False) -> None:
+        self.counts_bytes = counts_bytes
         self._bar: tqdm | None = None
         self._stage = ""
 
@@ -75,7 +80,7 @@ class Screen:
         data = event.data
         if event.type == STARTED:
             resumed = f", resumed from step {data['step']}" if data.get("step") else ""
-            self.say(f"started on {data.get('device', '?')}{resumed}")
+            self.say(f"started on {data['device']}{resumed}" if data.get("device") else f"reading {data.get('source') or '…'}")
         elif event.type == WAITING:
             self._advance(data.get("stage", ""), data.get("done"), data.get("total"))
             if data.get("message"):
@@ -100,7 +105,8 @@ class Screen:
         if stage != self._stage:
             self._close_bar()
             self._stage = stage
-            self._bar = tqdm(total=total, desc=stage, file=sys.stderr, dynamic_ncols=True, leave=stage == "step")
+            unit = {"unit": "B", "unit_scale": True} if self.counts_bytes else {}
+            self._bar = tqdm(total=total, desc=stage, file=sys.stderr, dynamic_ncols=True, leave=stage == "step", **unit)
         if self._bar is not None and done is not None:
             self._bar.total = total
             self._bar.update(done - self._bar.n)

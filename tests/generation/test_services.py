@@ -9,6 +9,7 @@ from generation_app.models import Generation
 from gpu.config import ConfigError, GenerateJob
 from gpu.errors import Fault
 from gpu.sound import read_recipe
+from training_app import storage
 from training_app.models import Checkpoint
 
 pytestmark = pytest.mark.django_db(transaction=True)  # the recorder thread has a connection of its own
@@ -107,5 +108,5 @@ def test_a_sound_made_from_a_run_names_run_and_dataset(dataset, checkpoint, alic
     run = training.create_run(owner=alice, dataset=dataset, base_checkpoint=checkpoint, values={})
     lifecycle.claim(run, worker_name="w")
     tuned = Checkpoint.objects.create(name="tuned", family="audioldm2", format="run", origin="run", run=run, base=checkpoint, global_step=7, path="runs/x")
-    found = services.provenance(tuned)
+    found = storage.provenance(tuned)
     assert (found["run"], found["dataset"], found["global_step"], found["base_checkpoint"]) == (run.name, dataset.name, 7, "tiny")

@@ -6,7 +6,7 @@ import pytest
 from gpu.errors import Fault
 from gpu.manifest import folder_digest
 from tests.factories import tiny_model
-from training_app import storage
+from training_app import conversions, storage
 from training_app.models import Checkpoint
 
 pytestmark = pytest.mark.django_db
@@ -29,7 +29,7 @@ def test_scanning_registers_models_and_names_what_is_not_one(settings):
     shutil.copytree(tiny_model(), incoming / "dropped")
     (incoming / "notes.txt").write_text("hello")
     (incoming / "linked").symlink_to("/etc")
-    registered, ignored = storage.scan_checkpoints()
+    registered, ignored = conversions.scan()[::3]
     assert [checkpoint.name for checkpoint in registered] == ["dropped"]
     assert {item["path"]: item["code"] for item in ignored} == {"notes.txt": "checkpoint.unrecognised", "linked": "checkpoint.link"}
     assert not (incoming / "dropped").exists()
@@ -38,10 +38,10 @@ def test_scanning_registers_models_and_names_what_is_not_one(settings):
 def test_scanning_a_second_copy_says_which_checkpoint_it_is(settings):
     incoming = settings.DATA_DIR / "incoming" / "checkpoints"
     shutil.copytree(tiny_model(), incoming / "first")
-    storage.scan_checkpoints()
+    conversions.scan()
     shutil.copytree(tiny_model(), incoming / "second")
 
-    registered, ignored = storage.scan_checkpoints()
+    registered, ignored = conversions.scan()[::3]
 
     assert registered == []
     assert ignored == [{"path": "second", "code": "checkpoint.known", "message": "its content is already the checkpoint first"}]
