@@ -17,7 +17,7 @@ import torch
 from gpu.config import FinetuneConfig, FinetuneJob, ModelRef
 from gpu.events import Event, read_events
 from gpu.manifest import TRAIN, VALIDATION, ManifestClip, sha256_of, write_manifest
-from gpu.tiny import write_tiny_audioldm2
+from gpu.tiny import write_tiny, write_tiny_audioldm2
 
 # Small enough that a test takes a second: two sounds of half a second, one sampler step, one candidate.
 QUICK = {
@@ -46,6 +46,17 @@ def tiny_v(tmp_path_factory) -> Path:
         tmp_path_factory.mktemp("models") / "tiny_v",
         seed=1, sample_rate_hz=22_050, n_mels=80, hop_length=256, vae_levels=2, prediction_type="v_prediction", sample_length_s=2.6,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_of(tmp_path_factory) -> Callable[[str], Path]:
+    """A function that gives the tiny model of a variant (`gpu.tiny.VARIANTS`), written once."""
+    home = tmp_path_factory.mktemp("families")
+
+    def write(variant: str) -> Path:
+        return home / variant if (home / variant).is_dir() else write_tiny(home / variant, variant)
+
+    return write
 
 
 @pytest.fixture(scope="session")
