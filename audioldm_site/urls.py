@@ -1,8 +1,10 @@
 from django.contrib import admin
 from django.contrib.auth import views as auth_views
 from django.urls import include, path
+from django.views.generic import RedirectView
 
 from audioldm_site import first_run, health, views
+from audioldm_site.accounts.views import LoginView
 
 admin.site.site_header = admin.site.site_title = "AudioLDM studio: administration"
 
@@ -12,10 +14,16 @@ urlpatterns = [
     path("training/", include("training_app.urls")),
     path("checkpoints/", include("training_app.checkpoint_urls")),
     path("generation/", include("generation_app.urls")),
-    path("login/", auth_views.LoginView.as_view(), name="login"),
+    path("evaluation/", include("generation_app.evaluation_urls")),
+    path("listening/", include("generation_app.listening_urls")),
+    path("account/", include("audioldm_site.accounts.urls")),
+    path("api/v1/", include("audioldm_site.api.addresses")),
+    path("login/", LoginView.as_view(), name="login"),
     path("logout/", auth_views.LogoutView.as_view(), name="logout"),
     path("setup/<str:token>/", first_run.setup, name="setup"),
     path("health/live", health.live, name="health_live"),
     path("health/ready", health.ready, name="health_ready"),
+    # One way in: throttled, and known to the page of the account.
+    path("admin/login/", RedirectView.as_view(pattern_name="login", query_string=True)),
     path("admin/", admin.site.urls),
 ]

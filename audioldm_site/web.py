@@ -112,6 +112,9 @@ class Request(WebRequest):
         cookies = SimpleCookie(b"; ".join(self.requestHeaders.getRawHeaders(b"cookie", [])).decode("latin-1"))
         from django.conf import settings
 
+        header = b"".join(self.requestHeaders.getRawHeaders(b"authorization", [])[:1]).decode("latin-1")
+        if header:
+            return await asyncio.to_thread(_has_token, header)
         cookie = cookies.get(settings.SESSION_COOKIE_NAME)
         return cookie is not None and await asyncio.to_thread(_has_user, cookie.value)
 
@@ -209,6 +212,19 @@ def _has_user(session_key: str) -> bool:
         connection.close()
 
 
+def _has_token(header: str) -> bool:
+    """Whether an Authorization header carries an API token that may change something."""
+    from django.db import connection
+
+    from audioldm_site.accounts import tokens
+
+    try:
+        token = tokens.find_token(tokens.bearer_text(header) or "")
+        return token is not None and token.may_write
+    finally:
+        connection.close()
+
+
 def _stop_without_serve(serve_pid: int) -> None:
     if os.getppid() != serve_pid:
         log.warning("the process that started this one is gone")
@@ -240,7 +256,8 @@ def main() -> None:
         endpoints=build_endpoint_description_strings(host=settings.ENVIRONMENT.host, port=settings.ENVIRONMENT.port),
         ping_interval=PING_EVERY_S,
         ping_timeout=PING_TIMEOUT_S,
-        proxy_forwarded_address_header="X-Forwarded-For" if settings.ENVIRONMENT.behind_https_proxy else None,
+        # Daphne would believe the header's first entry, which the client writes: audioldm_site.accounts.address reads it from the right.
+        proxy_forwarded_address_header=None,
         server_name="studio",
     )
     server.run()

@@ -38,7 +38,7 @@ def upload(request: HttpRequest) -> HttpResponse:
     if not form.is_valid():
         return _index(request, form, status=400)
     archive = form.cleaned_data["archive"]
-    source = _on_disk(archive)
+    source = on_disk(archive)
     try:
         dataset = services.create_dataset(
             source=source,
@@ -78,7 +78,7 @@ def dataset(request: HttpRequest, pk) -> HttpResponse:
     if found.status == DatasetStatus.IMPORTING:
         progress = selectors.import_progress(found)
         return render(request, "datasets/importing.html", {"dataset": found, "progress": progress, "worker_alive": queue.workers_alive("datasets")})
-    context = {"dataset": found, "may_delete": _may_delete(request.user, found), **_problems(found, every=request.GET.get("problems") == "all")}
+    context = {"dataset": found, "may_delete": may_delete(request.user, found), **_problems(found, every=request.GET.get("problems") == "all")}
     if found.status == DatasetStatus.FAILED:
         return render(request, "datasets/failed.html", {**context, "fault": faults.explain(found.error_code, found.error_detail)})
     return _ready(request, found, context)
@@ -111,7 +111,7 @@ def resplit(request: HttpRequest, pk) -> HttpResponse:
 @require_POST
 def delete(request: HttpRequest, pk) -> HttpResponse:
     found = _dataset(request, pk)
-    if not _may_delete(request.user, found):
+    if not may_delete(request.user, found):
         raise PermissionDenied("only its owner, or staff, may delete a dataset")
     try:
         services.delete_dataset(found)
@@ -198,7 +198,7 @@ def _clip(request: HttpRequest, pk, clip_id: int) -> Clip:
     return get_object_or_404(Clip.objects.select_related("dataset").filter(dataset__in=Dataset.objects.visible_to(request.user)), pk=clip_id, dataset=pk)
 
 
-def _may_delete(user, found: Dataset) -> bool:
+def may_delete(user, found: Dataset) -> bool:
     """Everyone who sees a dataset may mend it; only its owner, or staff, may take it away."""
     return user.is_staff or found.owner_id == user.pk
 
@@ -212,7 +212,7 @@ def _back_to(request: HttpRequest, found: Clip) -> str:
     return f"{address}#clip-{found.pk}"
 
 
-def _on_disk(archive: UploadedFile) -> Path:
+def on_disk(archive: UploadedFile) -> Path:
     """Where the upload lies; a small one that Django kept in memory is written out first."""
     if isinstance(archive, TemporaryUploadedFile):
         return Path(archive.temporary_file_path())

@@ -19,7 +19,7 @@ EVENT_BATCH = 500
 
 
 def generation_page(
-    user, *, query: str = "", favourites: bool = False, checkpoint: uuid.UUID | None = None, page: str | int | None = 1
+    user, *, query: str = "", favourites: bool = False, checkpoint: uuid.UUID | None = None, page: str | int | None = 1, per_page: int = GENERATIONS_PER_PAGE
 ) -> Page:
     """One page of the generations that `user` may see, each with `best`: its first-ranked waveform in a list, or an empty list."""
     best = Prefetch("waveforms", Waveform.objects.filter(index=0), to_attr="best")
@@ -30,7 +30,7 @@ def generation_page(
         generations = generations.filter(favourite=True)
     if checkpoint:
         generations = generations.filter(checkpoint=checkpoint)
-    return Paginator(generations, GENERATIONS_PER_PAGE).get_page(page)
+    return Paginator(generations, per_page).get_page(page)
 
 
 def active_generations(user) -> list[Generation]:

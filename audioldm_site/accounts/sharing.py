@@ -48,6 +48,11 @@ def is_shared(owned: Any) -> bool:
     return Share.objects.filter(object_id=owned.pk).exists()
 
 
+def shared_ids() -> set[uuid.UUID]:
+    """Of everything that is shared by itself."""
+    return set(Share.objects.exclude(object_id=None).values_list("object_id", flat=True))
+
+
 def may_change(user, owned: Any) -> bool:
     """Its owner, anybody where it belongs to nobody, and staff."""
     return user.is_staff or owned.owner_id is None or owned.owner_id == user.pk

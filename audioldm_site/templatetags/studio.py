@@ -14,6 +14,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.timesince import timesince
 
+from audioldm_site.accounts import sharing
 from audioldm_site.jobs.queue import workers_alive
 
 register = template.Library()
@@ -247,3 +248,20 @@ def sort_heading(context: dict[str, Any], key: str, label: str, css: str = "") -
 def _absent(value: Any) -> bool:
     """None, or what a template says for a name that is not there."""
     return value is None or value == ""
+
+
+@register.filter
+def changeable_by(owned: Any, user: Any) -> bool:
+    """Whether the buttons that change something are for this user."""
+    return sharing.may_change(user, owned)
+
+
+@register.filter
+def shared(owned: Any) -> bool:
+    return sharing.is_shared(owned)
+
+
+@register.filter
+def kind_of(owned: Any) -> str:
+    """What an object is, in words: dataset, training run."""
+    return str(owned._meta.verbose_name)

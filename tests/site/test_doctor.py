@@ -99,12 +99,12 @@ def ids(messages) -> list[str]:
     return [message.id for message in messages]
 
 
-def test_a_public_address_with_weak_secrets_is_warned_of(settings):
+def test_a_public_address_with_weak_secrets_is_refused(settings):
     environment(settings, HOST="0.0.0.0", ADMIN_PASSWORD="short")
     settings.SECRET_KEY = "guess"
     settings.DEBUG = True
 
-    assert ids(checks.public_address(None)) == ["studio.W001", "studio.W002", "studio.W003"]
+    assert ids(checks.public_address(None)) == ["studio.E002", "studio.E003", "studio.E004"]
 
 
 def test_the_same_at_home_is_fine(settings):

@@ -70,7 +70,7 @@ class Child:
     def __init__(self, name: str, command: list[str], **environment: str) -> None:
         self.name, self.command = name, command
         # DATA_DIR may have been given relative to where the command was typed; the children start elsewhere.
-        self.environment = {**os.environ, SERVE_PID: str(os.getpid()), "DATA_DIR": str(settings.DATA_DIR), **environment}
+        self.environment = {**os.environ, SERVE_PID: str(os.getpid()), "STUDIO_PROCESS": name, "DATA_DIR": str(settings.DATA_DIR), **environment}
         self.process: subprocess.Popen | None = None
         self._started, self._deaths, self._start_at = 0.0, 0, 0.0
 
