@@ -22,6 +22,8 @@ from transformers.audio_utils import mel_filter_bank
 
 LOG_FLOOR = 1e-5
 PEAK = 0.5
+# Below this share of the loudest channel's power (-40 dB) a mean of the channels is what was left of them.
+CANCELLED = 1e-4
 EXTRA_KEYS = ("mel_n_fft", "mel_win_length", "mel_f_min_hz", "mel_f_max_hz")
 # (sample rate, bins) -> (n_fft, f_min_hz, f_max_hz) of the published 16 kHz and 48 kHz checkpoints.
 PUBLISHED = {(16_000, 64): (1024, 0.0, 8000.0), (48_000, 256): (2048, 20.0, 24_000.0)}
@@ -123,8 +125,7 @@ def prepare_waveform(
     Returns:
         [num_samples], float32.
     """
-    samples = np.asarray(samples, dtype=np.float32)
-    mono = samples.mean(axis=1) if samples.ndim == 2 else samples
+    mono = _mono(np.asarray(samples, dtype=np.float32))
     if rate != config.sample_rate_hz:
         mono = soxr.resample(mono, rate, config.sample_rate_hz)
 
@@ -135,6 +136,20 @@ def prepare_waveform(
         crop = crop - crop.mean()
         crop = crop / (np.abs(crop).max() + 1e-8) * PEAK
     return np.pad(crop, (0, num_samples - len(crop))).astype(np.float32)
+
+
+def _mono(samples: np.ndarray) -> np.ndarray:
+    """The channels' mean, [S]; of channels that cancel each other out (one is the other upside down), the loudest.
+
+    The original takes the first channel, and what only the others hold is lost.
+    """
+    if samples.ndim == 1:
+        return samples
+    mono = samples.mean(axis=1)
+    levels = np.square(samples).mean(axis=0) if len(samples) else np.zeros(samples.shape[1])  # [C]
+    if len(samples) and np.square(mono).mean() < CANCELLED * levels.max():
+        return samples[:, int(levels.argmax())]
+    return mono
 
 
 @lru_cache

@@ -104,3 +104,71 @@ def test_channels_are_averaged_and_the_rate_is_converted():
 def test_an_empty_or_silent_sound_stays_silent():
     assert not prepare_waveform(np.zeros(0), 800, SMALL, 10).any()
     assert not prepare_waveform(np.zeros(30), 800, SMALL, 10).any()
+
+
+# The original's front end, written out again from its description: plain sums in double precision, none of our code.
+
+
+def slaney(hertz: np.ndarray) -> np.ndarray:
+    """Slaney's mel scale: linear to 1 kHz (3 mel for 200 Hz), then 27 mel for each factor of 6.4."""
+    return np.where(hertz < 1000, hertz * 3 / 200, 15 + 27 * np.log(np.maximum(hertz, 1000) / 1000) / np.log(6.4))
+
+
+def slaney_hertz(mel: np.ndarray) -> np.ndarray:
+    return np.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((np.maximum(mel, 15) - 15) / 27))
+
+
+def reference_mel(samples: np.ndarray, *, rate: int, n_fft: int, hop: int, bins: int, lowest: float, highest: float) -> np.ndarray:
+    padded = np.pad(samples.astype(np.float64), (n_fft - hop) // 2, mode="reflect")
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)  # periodic Hann
+    frames = np.stack([padded[start : start + n_fft] * window for start in range(0, len(padded) - n_fft + 1, hop)])
+    magnitudes = np.abs(np.fft.rfft(frames, axis=1))
+    edges = slaney_hertz(np.linspace(slaney(np.array(lowest)), slaney(np.array(highest)), bins + 2))
+    grid = np.linspace(0, rate / 2, n_fft // 2 + 1)
+    rising = (grid[:, None] - edges[None, :-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[None, 2:] - grid[:, None]) / (edges[2:] - edges[1:-1])
+    bank = np.maximum(0, np.minimum(rising, falling)) * 2 / (edges[2:] - edges[:-2])
+    return np.log(np.maximum(magnitudes @ bank, 1e-5))
+
+
+def reference_waveform(samples: np.ndarray, length: int) -> np.ndarray:
+    centred = samples - samples.mean()
+    return np.pad(centred / (np.abs(centred).max() + 1e-8) * 0.5, (0, length - len(samples)))
+
+
+@pytest.mark.parametrize("vocoder, front_end, frames", [
+    (PUBLISHED_16K, {"rate": 16_000, "n_fft": 1024, "hop": 160, "bins": 64, "lowest": 0.0, "highest": 8000.0}, 1024),
+    (PUBLISHED_48K, {"rate": 48_000, "n_fft": 2048, "hop": 480, "bins": 256, "lowest": 20.0, "highest": 24_000.0}, 1024),
+])  # fmt: skip
+def test_the_published_front_ends_equal_the_originals_within_1e_5(vocoder, front_end, frames):
+    config = MelConfig.for_vocoder(vocoder)
+    length = frames * front_end["hop"]
+    rng = np.random.default_rng(0)
+    sound = (rng.normal(size=length) * np.linspace(0.2, 1, length) + 0.3).astype(np.float32)
+
+    ours = log_mel(torch.from_numpy(prepare_waveform(sound, front_end["rate"], config, length))[None], config)[0, 0]
+
+    expected = reference_mel(reference_waveform(sound.astype(np.float64), length), **front_end)
+    assert ours.shape == (frames, front_end["bins"])
+    # Where a bin holds less than a thousandth of its usual magnitude, single precision itself is not that exact.
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5 if front_end["rate"] == 16_000 else 3e-5)
+
+
+def test_a_short_sound_is_padded_at_its_end_to_the_floor_and_not_with_zeros():
+    config = MelConfig.for_vocoder(PUBLISHED_16K)
+    sound = np.random.default_rng(0).normal(size=16_000).astype(np.float32)
+
+    mel = log_mel(torch.from_numpy(prepare_waveform(sound, 16_000, config, 32_000))[None], config)[0, 0].numpy()
+
+    expected = reference_mel(reference_waveform(sound.astype(np.float64), 32_000), rate=16_000, n_fft=1024, hop=160, bins=64, lowest=0.0, highest=8000.0)
+    np.testing.assert_allclose(mel[:100], expected[:100], atol=1e-4)
+    np.testing.assert_allclose(mel[104:], math.log(1e-5), atol=1e-5)
+
+
+def test_channels_that_cancel_out_leave_the_louder_one():
+    t = np.arange(800) / 800
+    tone = np.sin(2 * np.pi * 50 * t)
+
+    prepared = prepare_waveform(np.stack([0.5 * tone, -0.5 * tone], axis=1), 800, SMALL, 800)
+
+    np.testing.assert_allclose(prepared, 0.5 * tone / np.abs(tone).max(), atol=1e-3)
