@@ -112,12 +112,14 @@ class Generator:
 def recipe_of(loaded: LoadedPipeline, config: GenerateConfig, candidate: Candidate, *, provenance: dict[str, Any]) -> dict[str, Any]:
     """Everything that is needed to make a candidate again; it lies inside the sound's file.
 
-    `seed` with one waveform gives this candidate alone; `candidate` is its place among those that were made together.
+    `first_seed` with as many waveforms gives the same bytes. `seed` with one waveform gives this candidate alone, the same sound but
+    for the last bits of its samples. `candidate` is its place among those that were made together.
     """
     trained = loaded.checkpoint
     return {
         **config.to_dict(),
         "seed": candidate.seed,
+        "first_seed": config.seed,
         "candidate": candidate.index,
         "gain": candidate.gain,
         "model": loaded.facts.name,

@@ -50,7 +50,7 @@ def test_every_candidate_is_written_and_the_best_comes_first(tiny, tmp_path):
     assert scores == sorted(scores, reverse=True)
     assert {data["seed"] for data in waveforms} == {candidate_seed(7, index) for index in range(3)}
     last_progress = [event for event in events if event.type == "progress"][-1].data
-    assert (last_progress["step"], last_progress["max_steps"]) == (9, 9)
+    assert (last_progress["step"], last_progress["max_steps"]) == (3, 3)  # all three go through the UNet together
 
 
 def test_a_sound_is_as_long_as_asked_and_carries_its_recipe(tiny_v, tmp_path):
@@ -69,7 +69,8 @@ def test_a_candidate_made_alone_is_the_one_made_among_others(tiny, tmp_path):
     together = sample_sounds(load_pipeline(ModelRef(base=str(tiny)), device="cpu"), job(tiny, num_waveforms_per_prompt=3).config)
     third = next(candidate for candidate in together if candidate.index == 2)
     alone = sample_sounds(load_pipeline(ModelRef(base=str(tiny)), device="cpu"), job(tiny, seed=third.seed).config)[0]
-    assert np.array_equal(alone.samples, third.samples)
+    # Not to the last bit: in a batch of another size the same sums are rounded in another order.
+    assert np.abs(alone.samples - third.samples).max() < 1e-3 * np.abs(third.samples).max()
 
 
 def test_two_processes_make_the_same_bytes(tiny, tmp_path):
