@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,16 +70,19 @@ def original_code() -> Iterator[OriginalCode]:
 
 
 @pytest.fixture(scope="session")
-def original(original_code: OriginalCode, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Original]:
+def original(original_code: OriginalCode) -> Iterator[Callable[[str], Original]]:
     """The checkpoint of a family, written at its first use in a session. Read it; never change the file."""
     written: dict[str, Original] = {}
+    # pytest's own folders outlive three sessions: 6 GB would stay.
+    home = tempfile.TemporaryDirectory(prefix="originals-")
 
     def of(family: str) -> Original:
         if family not in written:
-            folder = tmp_path_factory.mktemp(family)
+            folder = Path(home.name) / family
             path = Path(original_code.ask(do="write", family=family, folder=folder)["path"])
             with np.load(folder / "references.npz") as references:
                 written[family] = Original(family=family, path=path, references=dict(references), tokenizers=folder / "tokenizers")
         return written[family]
 
-    return of
+    yield of
+    home.cleanup()

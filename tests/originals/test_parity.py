@@ -1,0 +1,282 @@
+"""What the original code computes, a converted model computes: every part of every family, and back again through an export.
+
+Largest absolute error anywhere: 1e-4, where values are of the order of one. With the wrong number of attention heads, diffusers'
+default, the same weights are off by a thousand times that.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AudioLDM2ProjectionModel, AudioLDM2UNet2DConditionModel, AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import (
+    ClapAudioModelWithProjection,
+    ClapFeatureExtractor,
+    ClapModel,
+    ClapTextModelWithProjection,
+    GPT2LMHeadModel,
+    SpeechT5HifiGan,
+    T5EncoderModel,
+    VitsModel,
+)
+
+from gpu.config import ConvertJob
+from gpu.models import describe
+from gpu.originals.convert import convert
+from tests.originals.fixtures import FAMILIES, Original
+
+TOLERANCE, WRONG = 1e-4, 1e-2
+SINGLE = ("audioldm-s", "audioldm-m", "audioldm-l", "audioldm-ft")
+HEARS = (*SINGLE, "audioldm-48k")
+D = ("audioldm2", "audioldm2-large", "audioldm2-speech")
+SPEECH = "audioldm2-speech"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """A family's model folders, from the moving average and from the raw weights."""
+
+    original: Original
+    ema: Path
+    raw: Path
+
+    @property
+    def family(self) -> str:
+        return self.original.family
+
+    def reference(self, name: str) -> Tensor:
+        return torch.from_numpy(self.original.references[name])
+
+    def given(self, name: str) -> Tensor:
+        return self.reference(f"in_{name}")
+
+    def folder(self, weights: str) -> Path:
+        return {"ema": self.ema, "raw": self.raw}[weights]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest, original: Callable[[str], Original]) -> Iterator[Converted]:
+    source = original(request.param)
+    with tempfile.TemporaryDirectory(prefix="converted-") as home:
+        folders = {}
+        for weights in ("ema", "raw"):
+            folders[weights] = Path(home) / weights
+            job = ConvertJob(source=str(source.path), destination=str(folders[weights]), weights=weights, tokenizers=str(source.tokenizers))
+            convert(job, lambda *_: None)
+        yield Converted(original=source, **folders)
+
+
+def only(model: Converted, *families: str) -> None:
+    if model.family not in families:
+        pytest.skip(f"{model.family} has none")
+
+
+def close(found: Tensor, expected: Tensor, *, within: float = TOLERANCE) -> None:
+    assert found.shape == expected.shape
+    error = (found - expected).abs().max().item()
+    assert error < within, f"off by {error:.3g}"
+
+
+@torch.no_grad()
+def eps(unet: nn.Module, model: Converted) -> Tensor:
+    """The noise prediction as diffusers' pipelines ask for it."""
+    latents, timesteps = model.given("latents"), model.given("timesteps")
+    texts, mask = model.given("t5_hidden"), model.given("t5_mask")
+    if model.family in HEARS:
+        return unet(latents, timesteps, encoder_hidden_states=None, class_labels=model.given("film")[:, 0]).sample
+    if model.family == "audioldm-t5":
+        return unet(latents, timesteps, encoder_hidden_states=texts, encoder_attention_mask=mask).sample
+    if model.family == SPEECH:
+        return unet(latents, timesteps, encoder_hidden_states=model.given("generated")).sample
+    return unet(
+        latents, timesteps, encoder_hidden_states=model.given("generated"), encoder_hidden_states_1=texts, encoder_attention_mask_1=mask
+    ).sample
+
+
+def load_unet(model: Converted, folder: Path, **changes: Any) -> nn.Module:
+    kind = UNet2DConditionModel if model.family in SINGLE else AudioLDM2UNet2DConditionModel
+    return kind.from_pretrained(folder / "unet", **changes).eval()
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_the_unet_predicts_the_same_noise(model: Converted, weights: str) -> None:
+    close(eps(load_unet(model, model.folder(weights)), model), model.reference(f"eps_{weights}"))
+
+
+def test_the_moving_average_and_the_raw_weights_are_told_apart(model: Converted) -> None:
+    assert (model.reference("eps_ema") - model.reference("eps_raw")).abs().max() > WRONG
+
+
+def test_with_diffusers_default_of_eight_heads_the_noise_is_another(model: Converted) -> None:
+    unet = load_unet(model, model.raw, attention_head_dim=8)
+
+    assert (eps(unet, model) - model.reference("eps_raw")).abs().max() > WRONG
+
+
+@torch.no_grad()
+def test_the_vae_encodes_and_decodes_the_same(model: Converted) -> None:
+    vae = AutoencoderKL.from_pretrained(model.raw / "vae").eval()
+
+    close(vae.encode(model.given("mel")).latent_dist.parameters, model.reference("moments"))
+    close(vae.decode(model.given("z")).sample, model.reference("decoded"))
+    assert vae.config.scaling_factor == pytest.approx(0.4321, abs=1e-7)
+
+
+@torch.no_grad()
+def test_the_vocoder_makes_the_same_wave(model: Converted) -> None:
+    vocoder = SpeechT5HifiGan.from_pretrained(model.raw / "vocoder").eval()
+    mel = model.given("mel")[:, 0]
+    rate = 48_000 if model.family == "audioldm-48k" else 16_000
+
+    wave = vocoder(mel)
+
+    close(wave[:, None], model.reference("wave"))
+    assert vocoder.config.sampling_rate == rate
+    assert 0 < wave.shape[1] - mel.shape[1] * rate // 100 <= 32  # a hundred frames a second, and a tail
+
+
+@torch.no_grad()
+def test_clap_reads_the_same(model: Converted) -> None:
+    only(model, *HEARS, *D)
+    ids, mask = model.given("clap_ids"), model.given("clap_mask")
+    if model.family in D:
+        found = ClapModel.from_pretrained(model.raw / "text_encoder").eval().get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+    else:
+        clap = ClapTextModelWithProjection.from_pretrained(model.raw / "text_encoder").eval()
+        found = normalize(clap(input_ids=ids, attention_mask=mask).text_embeds, dim=-1)
+
+    close(found, model.reference("clap_text"), within=1e-5)
+
+
+@torch.no_grad()
+def test_clap_hears_the_same(model: Converted) -> None:
+    only(model, *HEARS, *D)
+    mel = model.reference("clap_log_mel")
+    if model.family in D:
+        found = ClapModel.from_pretrained(model.raw / "text_encoder").eval().get_audio_features(input_features=mel).pooler_output
+    else:
+        clap = ClapAudioModelWithProjection.from_pretrained(model.raw / "audio_encoder").eval()
+        found = normalize(clap(input_features=mel).audio_embeds, dim=-1)
+
+    close(found, model.reference("clap_audio"), within=1e-5)
+
+
+@torch.no_grad()
+def test_the_ranker_reads_and_hears_the_same(model: Converted) -> None:
+    only(model, "audioldm-ft", "audioldm-48k", "audioldm-t5")
+    clap = ClapModel.from_pretrained(model.raw / "ranker").eval()
+    text = clap.get_text_features(input_ids=model.given("clap_ids"), attention_mask=model.given("clap_mask")).pooler_output
+
+    close(text, model.reference("ranker_text"), within=1e-5)
+    close(clap.get_audio_features(input_features=model.reference("ranker_log_mel")).pooler_output, model.reference("ranker_audio"), within=1e-5)
+
+
+def test_the_feature_extractor_hears_as_the_original_front_end(model: Converted) -> None:
+    extractor = ClapFeatureExtractor.from_pretrained(model.raw / "feature_extractor")
+    mel = extractor(model.original.references["in_waveform"][0], sampling_rate=48_000, return_tensors="pt")["input_features"]
+    name = "clap_log_mel" if "clap_log_mel" in model.original.references else "ranker_log_mel"
+
+    close(mel, model.reference(name), within=1e-3)  # decibels
+
+
+@torch.no_grad()
+def test_t5_reads_the_same(model: Converted) -> None:
+    only(model, "audioldm-t5", "audioldm2", "audioldm2-large")
+    t5 = T5EncoderModel.from_pretrained(model.raw / ("text_encoder" if model.family == "audioldm-t5" else "text_encoder_2")).eval()
+
+    close(t5(input_ids=model.given("t5_ids"), attention_mask=model.given("t5_mask"))[0], model.reference("t5"))
+
+
+@torch.no_grad()
+def test_the_phoneme_encoder_reads_the_same(model: Converted) -> None:
+    only(model, SPEECH)
+    vits = VitsModel.from_pretrained(model.raw / "text_encoder_2", attn_implementation="eager").eval()
+    projection = AudioLDM2ProjectionModel.from_pretrained(model.raw / "projection_model")
+    phonemes, mask = model.given("phonemes"), model.reference("phoneme_mask")
+    hidden = vits.text_encoder(input_ids=phonemes, padding_mask=mask[:, :, None], attention_mask=mask).last_hidden_state
+
+    close(hidden + projection.learnable_positional_embedding.transpose(1, 2), model.reference("phoneme_hidden"))
+
+
+@torch.no_grad()
+def test_the_language_model_continues_the_same(model: Converted) -> None:
+    only(model, *D)
+    projection = AudioLDM2ProjectionModel.from_pretrained(model.raw / "projection_model").eval()
+    second = "phoneme_hidden" if model.family == SPEECH else "t5"
+    mask = model.reference("phoneme_mask") if model.family == SPEECH else model.given("t5_mask").float()
+    states = model.reference(second)
+    if model.family == SPEECH:  # the module adds the learnt positions itself
+        states = states - projection.learnable_positional_embedding.transpose(1, 2)
+    clap = model.reference("clap_text")[:, None]
+    joined = projection(
+        hidden_states=clap, hidden_states_1=states, attention_mask=torch.ones(clap.shape[:2]), attention_mask_1=mask
+    )
+    close(joined.hidden_states, model.reference("projected"))
+    close(joined.attention_mask, model.reference("projected_mask"))
+
+    language_model = GPT2LMHeadModel.from_pretrained(model.raw / "language_model").eval()
+    embeds, seen = joined.hidden_states, joined.attention_mask
+    for _ in range(8):
+        hidden = language_model.transformer(inputs_embeds=embeds, attention_mask=seen).last_hidden_state
+        embeds, seen = torch.cat([embeds, hidden[:, -1:]], 1), torch.cat([seen, torch.ones(len(seen), 1)], 1)
+    close(embeds[:, -8:], model.reference("tokens"))
+    assert language_model.config.max_new_tokens == (512 if model.family == SPEECH else 8)
+
+
+def test_ddim_walks_as_the_original_sampler(model: Converted) -> None:
+    scheduler = DDIMScheduler.from_pretrained(model.raw / "scheduler")
+    scheduler.set_timesteps(20)
+    latents = model.given("latents")
+    for timestep in scheduler.timesteps:
+        latents = scheduler.step(0.3 * latents, timestep, latents).prev_sample
+    expected = model.reference("ddim")
+
+    assert ((latents - expected).abs().max() / expected.abs().max()).item() < 1e-6
+
+
+def test_the_folder_says_what_it_is(model: Converted) -> None:
+    facts = describe(model.ema)
+    studio = json.loads((model.ema / "studio.json").read_text())
+
+    assert facts.family == {"audioldm-t5": "audioldm_t5", **dict.fromkeys(D, "audioldm2")}.get(model.family, "audioldm")
+    assert (facts.can_generate, facts.can_finetune) == (model.family != SPEECH,) * 2
+    assert facts.licence == "cc-by-nc-sa-4.0"
+    assert studio["original"]["weights"] == "ema"
+    assert studio["original"]["heads"] == list(load_unet(model, model.ema).config.attention_head_dim)
+
+
+def test_auto_takes_the_weights_that_the_original_sampler_takes(model: Converted, tmp_path: Path) -> None:
+    job = ConvertJob(
+        source=str(model.original.path), destination=str(tmp_path / "auto"), keep_original=False, tokenizers=str(model.original.tokenizers)
+    )
+    convert(job, lambda *_: None)
+    expected = "eps_ema" if model.family in SINGLE else "eps_raw"  # AudioLDM 1 and the training repository: EMA; AudioLDM 2: raw
+    unet = load_unet(model, tmp_path / "auto")
+
+    assert not (tmp_path / "auto" / "original.safetensors").exists()
+    shutil.rmtree(tmp_path / "auto")
+    close(eps(unet, model), model.reference(expected))
+
+
+def test_every_tensor_of_the_file_is_kept_once(model: Converted) -> None:
+    """Sizes: the folder's weights and the side file hold no more than the file's own values, twins counted once."""
+    state = torch.load(model.original.path, weights_only=True, mmap=True)["state_dict"]
+    values = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    written = sum(path.stat().st_size for path in model.raw.rglob("*.safetensors"))
+
+    assert written < values * 1.01 + 2**20
+
+
+def test_the_folder_holds_finite_numbers(model: Converted) -> None:
+    assert all(np.isfinite(value).all() for value in model.original.references.values() if value.dtype.kind == "f")
