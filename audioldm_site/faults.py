@@ -104,6 +104,7 @@ WORDS: dict[str, tuple[str, str, str, str]] = {
     "checkpoint.corrupt": ("The checkpoint is damaged", "Its content does not agree with its own hash.", "Use an earlier checkpoint; look after the disk.", OPERATOR),
     "checkpoint.mismatch": ("The checkpoint does not fit", "It was trained on another model, or in another way, than this job needs.", "Choose a checkpoint of the same base, method and rank.", OWNER),
     "checkpoint.no_resume_state": ("It holds weights only", "Without the full training state a run cannot go on; a new one can start from it.", "Start a new run from it.", OWNER),
+    "checkpoint.not_whole": ("It is only a part of a model", "A LoRA or a lone UNet changes a whole model and is nothing without it.", "Import the model that it was trained on, and train or export from there.", OWNER),
     "checkpoint.malformed": ("The file contradicts itself", "Sizes or places inside it cannot be true, as in a damaged or a tampered file. Nothing of it was used.", "Get the file again from where it comes from.", OWNER),
     "checkpoint.compressed": ("Its values are packed", "A checkpoint's values are read where they lie, so they must not be compressed or encrypted.", "Save it again with torch.save, or unpack the archive and import the file inside.", OWNER),
     "checkpoint.not_finite": ("The weights are no numbers", "Some of the model's weights are infinite or not a number, as after a training that diverged.", "Import its other copy of the weights (EMA or raw), or an earlier checkpoint.", OWNER),

@@ -13,7 +13,7 @@ A name that no rule knows stays what it is, in the side file (`original.safetens
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from gpu.originals.layouts import (
@@ -102,8 +102,12 @@ def part_links(facts: OriginalFacts, names: Iterable[str], *, weights: str) -> d
     return parts
 
 
-def twins(facts: OriginalFacts, names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs (copy, kept) that a file may hold twice: whether they are the same bits, only their values tell."""
+def twins(facts: OriginalFacts, names: Iterable[str], *, weights: str) -> list[tuple[str, str]]:
+    """Pairs (copy, kept) that a file may hold twice: whether they are the same bits, only their values tell.
+
+    Args:
+        weights: the copy of the UNet that the folder holds; the other one is the copy here.
+    """
     known = set(names)
     pairs = []
     for name in known:
@@ -117,7 +121,7 @@ def twins(facts: OriginalFacts, names: Iterable[str]) -> list[tuple[str, str]]:
         if name.startswith(UNET):
             other = ema_name(name.removeprefix(UNET))
         if other and other in known:
-            pairs.append((name, other))
+            pairs.append((other, name) if name.startswith(UNET) and weights == "raw" else (name, other))
     return sorted(pairs)
 
 
@@ -229,7 +233,7 @@ def clap_name(name: str) -> tuple[tuple[str, ...], str] | None:
         linear = {"0": "linear1", "2": "linear2"}.get(number)
         return ((f"{top}.{linear}.{kind}",), SAME) if linear else None
     if top == "text_branch":
-        return None if rest.endswith("position_ids") else ((f"text_model.{rest}",), SAME)
+        return (f"text_model.{rest}",), SAME
     if top != "audio_branch":
         return None
     here = "audio_model.audio_encoder."
@@ -300,7 +304,7 @@ def _vocoder_name(name: str) -> str:
     return f"upsampler.{name.removeprefix('ups.')}" if name.startswith("ups.") else name
 
 
-def _stripped(names: Iterable[str], prefix: str, rename) -> list[Link]:  # noqa: ANN001
+def _stripped(names: Iterable[str], prefix: str, rename: Callable[[str], str | None]) -> list[Link]:
     found = ((name, rename(name.removeprefix(prefix))) for name in names if name.startswith(prefix))
     return [Link(name, (target,)) for name, target in found if target]
 

@@ -6,6 +6,8 @@ unpickled, and every number in the file is checked against the file's own size b
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import math
 import mmap
@@ -13,7 +15,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -142,27 +144,52 @@ class TensorFile:
             return True
         return all(left == right for left, right in zip(self.chunks(one), self.chunks(other), strict=True))
 
-    def read_through(self) -> Iterator[tuple[memoryview, int]]:
-        """The whole file from start to end as (piece, bytes so far), for a hash and a progress bar. See `damaged_block`."""
-        done = 0
-        for piece in self._range(0, self.size_bytes, CHUNK_BYTES):
-            done += len(piece)
-            yield memoryview(piece), done
+    def verify(self, on_bytes: Callable[[int], None] = lambda done: None) -> str:
+        """Read the whole file once; compare every storage with its CRC-32, where the format has one.
 
-    def checksum(self, block: Block) -> Iterator[int]:
-        """The CRC-32 of a block as it is read, a piece at a time; the last one counts."""
-        crc = 0
-        yield crc
-        for piece in self._range(block.offset, block.size_bytes, CHUNK_BYTES):
-            crc = zlib.crc32(piece, crc)
-            yield crc
+        Args:
+            on_bytes: told how many bytes have been read so far.
+        Returns:
+            The file's SHA-256.
+        Raises:
+            Fault: `checkpoint.corrupt`, some storages are not what was written.
+        """
+        total = hashlib.sha256()
+        done, damaged = 0, []
+
+        def read(size: int) -> int:
+            nonlocal done
+            crc = 0
+            for piece in self._range(done, size, CHUNK_BYTES):
+                total.update(piece)
+                crc = zlib.crc32(piece, crc)
+                done += len(piece)
+                on_bytes(done)
+            return crc
+
+        checked = [block for block in self.blocks if block.crc is not None]
+        for block in self.blocks:
+            read(block.offset - done)
+            if read(block.size_bytes) != block.crc and block.crc is not None:
+                damaged.append(block)
+        read(self.size_bytes - done)
+        # torch can be told to leave the sums out; then none of them is right.
+        if damaged and (len(damaged) < len(checked) or len(checked) < 2):
+            raise Fault(
+                "checkpoint.corrupt",
+                f"{self.path.name}: {len(damaged)} of {len(checked)} tensors' values are not what was written (CRC-32), the first at byte {damaged[0].offset}",
+            )
+        return total.hexdigest()
 
     def _range(self, offset: int, size: int, chunk_bytes: int) -> Iterator[bytes]:
         handle = self._handle().fileno()
         while size:
             piece = os.pread(handle, min(chunk_bytes, size), offset)
-            if not piece:
-                raise Fault("checkpoint.incomplete", f"{self.path.name} ends at byte {offset}, {size} bytes before it should: has it changed meanwhile?")
+            while len(piece) < min(chunk_bytes, size):
+                more = os.pread(handle, min(chunk_bytes, size) - len(piece), offset + len(piece))
+                if not more:
+                    raise Fault("checkpoint.incomplete", f"{self.path.name} ends {size - len(piece)} bytes before it should: has it changed meanwhile?")
+                piece += more
             yield piece
             offset += len(piece)
             size -= len(piece)
@@ -364,6 +391,9 @@ def _collect(path: Path, format: str, content: PickleContent, locate: Any, size:
         blocks[block.offset] = block
     _require_sane(path, names, size)
     ordered = [blocks[offset] for offset in sorted(blocks)]
+    for before, after in itertools.pairwise(ordered):
+        if before.offset + before.size_bytes > after.offset:
+            raise Fault("checkpoint.malformed", f"{path.name}: two storages claim the bytes from {after.offset} on")
     return TensorFile(path, format, names, extras, size, foreign=content.foreign, blocks=ordered, _places=places)
 
 
