@@ -20,7 +20,7 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
-from audioldm_site.jobs import lifecycle, queue
+from audioldm_site.jobs import lifecycle, processes, queue
 from datasets_app.archive import disk_faults
 from gpu.config import ConvertJob, ExportJob
 from gpu.errors import Fault
@@ -286,13 +286,24 @@ def find_tokenizers(found: Found, *, owner) -> Path | None:
 
 
 def clear_unfinished(conversion: Conversion) -> None:
-    """Remove what a conversion that did not succeed has written so far."""
+    """Remove what a conversion that has not succeeded has written so far, so that it can be begun anew."""
     destination = settings.DATA_DIR / conversion.config["destination"]
     for path in destination.parent.glob(f".tmp-*{escape(destination.name)}*"):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    # Empty without its result; rmdir refuses any other.
-    if conversion.is_export and destination.parent == _export_folder(conversion) and destination.parent.is_dir() and not any(destination.parent.iterdir()):
-        destination.parent.rmdir()
+    # Whole, but its process was killed before it could say so.
+    if conversion.is_export and destination.parent == _export_folder(conversion):
+        shutil.rmtree(destination.parent, ignore_errors=True)
+    elif not conversion.is_export and conversion.config["kind"] in CHILD_KINDS and not Checkpoint.objects.filter(path=conversion.config["destination"]).exists():
+        shutil.rmtree(destination, ignore_errors=True)
+
+
+def prepare(conversion: Conversion) -> None:
+    """Make room for the converter of a new attempt: nothing of an earlier one runs, and nothing of it lies in the way."""
+    processes.end_processes(conversion, grace_s=0)
+    clear_unfinished(conversion)
+    destination = settings.DATA_DIR / conversion.config["destination"]
+    if destination.is_relative_to(settings.DATA_DIR):
+        destination.parent.mkdir(parents=True, exist_ok=True)
 
 
 def sweep() -> None:

@@ -155,6 +155,7 @@ def _require_model(folder: Path) -> None:
         verify_checkpoint(folder)
     else:
         describe(folder)
+        sources.require_known_parts(folder)
 
 
 def _digest(folder: Path, teller: Teller) -> str:

@@ -28,6 +28,8 @@ ADDITIONS = (LORA, UNET)
 """What lies on a whole model, which has to be named."""
 LIMITS = Limits(total_bytes=64 * GIB, file_bytes=32 * GIB, metadata_bytes=MIB, entries=2_000)
 INDEX_BYTES = MIB
+LIBRARIES = (None, "diffusers", "transformers", "audioldm2")
+"""Of a model's parts; the last is diffusers' own module for this pipeline."""
 INCOMING = "incoming"
 SET_ASIDE = "imported"
 HUB_NAME = re.compile(r"hub:[\w.-]{1,96}/[\w.-]{1,96}(@[\w.-]{1,96}(/[\w.-]{1,96})*)?", re.ASCII)
@@ -209,6 +211,18 @@ def incoming_path(name: str) -> Path:
     raise Fault("checkpoint.missing", f"there is no {name!r} in {incoming_folder()} any more")
 
 
+def require_known_parts(folder: Path) -> None:
+    """Raises Fault `checkpoint.unrecognised` when the model's index names a class from elsewhere: opening it would import that."""
+    try:
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        foreign = [(part, about) for part, about in index.items() if isinstance(about, list) and about and about[0] not in LIBRARIES]
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise Fault("checkpoint.incomplete", f"{folder.name}: {INDEX_FILE}: {error}") from error
+    if foreign:
+        part, about = foreign[0]
+        raise Fault("checkpoint.unrecognised", f"{folder.name}: its {part} is {str(about)[:120]}; only parts of diffusers and transformers are opened")
+
+
 def refuse_links(path: Path) -> None:
     """Raises Fault `checkpoint.link` for a link, or a folder with one in it."""
     links = [path] if path.is_symlink() else [found for found in path.rglob("*") if found.is_symlink()] if path.is_dir() else []
@@ -247,6 +261,7 @@ def has_tokenizers(folder: Path, sizes: dict[str, int]) -> bool:
 
 def _look_at_folder(path: Path, label: str) -> Found:
     facts = describe(path)
+    require_known_parts(path)
     return Found(
         kind=FOLDER,
         path=path,

@@ -11,7 +11,6 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q
 from django.utils import timezone
 
 from audioldm_site.names import free_name
@@ -68,7 +67,7 @@ def register_checkpoint(path: Path, *, origin: str, name: str | None = None, own
 def twin(*, sha256: str, format: str, owner) -> Checkpoint | None:
     """The row of equal content that `owner` may see; the terminal (None) sees all."""
     rows = Checkpoint.objects.filter(sha256=sha256, format=format)
-    return (rows if owner is None else rows.filter(Q(owner=owner) | Q(owner=None))).order_by("missing", "created_at").first()
+    return (rows if owner is None else rows.visible_to(owner)).order_by("missing", "created_at").first()
 
 
 def base_model(sha256: str, *, name: str, owner) -> Checkpoint:

@@ -39,8 +39,8 @@ def run_conversion(conversion_id: str) -> None:
 def execute_conversion(conversion: Conversion, *, worker_name: str) -> None:
     """Carry out a claimed conversion: by the converter in a process of its own, or here where no torch is needed."""
     if conversion.is_export or conversion.config["kind"] in conversions.CHILD_KINDS:
-        command = [sys.executable, "-m", "gpu", "convert", "--job", str(conversion.folder)]
-        runner.supervise(conversion, command, worker_name=worker_name, shutdown_grace_s=CONVERSION_GRACE_S)
+        conversions.prepare(conversion)
+        runner.supervise(conversion, converter(conversion), worker_name=worker_name, shutdown_grace_s=CONVERSION_GRACE_S)
     else:
         runner.execute(conversion, lambda events, should_stop: folders.bring_in(conversion, events, should_stop), worker_name=worker_name)
     conversion.refresh_from_db()
@@ -48,6 +48,11 @@ def execute_conversion(conversion: Conversion, *, worker_name: str) -> None:
         # Once more, now that no process of it is left.
         conversions.clear_unfinished(conversion)
     conversions.sweep()
+
+
+def converter(conversion: Conversion) -> list[str]:
+    """The command of its process."""
+    return [sys.executable, "-m", "gpu", "convert", "--job", str(conversion.folder)]
 
 
 def verify_checkpoint(checkpoint_id: str) -> None:
