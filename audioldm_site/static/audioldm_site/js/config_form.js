@@ -44,12 +44,12 @@ function attach(form) {
       const select = /** @type {any} */ (field(name));
       return select instanceof HTMLSelectElement && select.value ? (select.selectedOptions[0].textContent ?? "…") : "…";
     };
-    const isTraining = command === "finetune";
+    const hasDataset = command !== "generate";
     /** @type {[string, string][]} */
-    const parts = isTraining
+    const parts = hasDataset
       ? [["--dataset", chosen("dataset")], ["--checkpoint", chosen("checkpoint")]]
       : [["prompt", field("prompt")?.value || "…"], ["--checkpoint", chosen("checkpoint")]];
-    output.textContent = commandLine(command, parts, values(), defaults, isTraining ? [] : ["prompt"]);
+    output.textContent = commandLine(command, parts, values(), defaults, hasDataset ? [] : ["prompt"]);
   }
 
   /** Values that are allowed and probably not meant are said before the form is sent, in the server's words. */
