@@ -73,6 +73,17 @@ WORDS: dict[str, tuple[str, str, str, str]] = {
     "database.unusable": ("The database does not answer", "It is away, refuses the login, or has no tables yet.", "Run `manage.py migrate`, and look at DATABASE_URL.", OPERATOR),
     "database.migrations": ("The database is older than the program", "Tables or columns that the program needs are not there yet.", "Run `manage.py migrate`.", OPERATOR),
     "packages.missing": ("Packages are missing", "The program was not installed whole.", "Run `make setup`.", OPERATOR),
+    # Keeping
+    "backup.target": ("The backup cannot be written there", "It becomes a new file that ends in .tar or .tar.gz.", "Choose another path.", OPERATOR),
+    "backup.damaged": ("The backup is not whole", "It is cut short, changed, or was never one. Nothing of it was brought into the studio.", "Use another copy of it.", OPERATOR),
+    "backup.database": ("The database could not be copied", "Its own program for that ended with an error.", "Look at what it said; the versions of server and program must fit.", OPERATOR),
+    "restore.not_empty": ("Something is there already", "A backup is never written over anything.", "Set DATA_DIR to a new folder (and DATABASE_URL to an empty database).", OPERATOR),
+    "restore.other_database": ("The backup is of another kind of database", "One of SQLite goes into SQLite, one of PostgreSQL into PostgreSQL.", "Set or unset DATABASE_URL accordingly.", OPERATOR),
+    "storage.missing": ("A file is gone", "A row says that it is there.", "Put it back from a backup; runs and sounds that exist keep their history.", OPERATOR),
+    "storage.changed": ("A file was changed", "It is not what was recorded when it was made.", "Put the original back from a backup, and look after the disk.", OPERATOR),
+    "storage.found": ("A file is there again", "It was recorded as missing.", "Run check_storage with --fix, or press Scan.", OPERATOR),
+    "storage.unknown": ("No row knows these files", "They take room and nothing uses them; they may be somebody's only copy.", "Look at them; move them to incoming/ and scan, or delete them.", OPERATOR),
+    "storage.abandoned": ("Half-written files were left behind", "Whoever wrote them was killed.", "Run check_storage with --fix, or prune with --yes.", OPERATOR),
     # Runs
     "training.diverged": ("The training diverged", "The loss became infinite or not a number several times in a row; the weights of that moment are not saved.", "Clone the run with a lower learning rate or a longer warm-up, or resume from the last checkpoint.", OWNER),
     "manifest.unreadable": ("The list of clips cannot be read", "The run's manifest.jsonl is missing or damaged.", "Make a new run with the same options (Clone with changes).", OPERATOR),

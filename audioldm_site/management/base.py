@@ -22,6 +22,8 @@ class StudioCommand(BaseCommand):
     """
 
     requires_system_checks: list[str] = []
+    result: dict[str, Any]
+    """What `run` returned, for a subclass that chooses its exit code by it."""
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
@@ -52,6 +54,7 @@ class StudioCommand(BaseCommand):
             code = "disk.full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "file.unusable"
             self.stderr.write(f"{code}: {error}")
             sys.exit(1)
+        self.result = result
         if options["json"]:
             self.stdout.write(json.dumps(result, ensure_ascii=False, default=str))
         else:
