@@ -27,6 +27,7 @@ from gpu.finetune.callbacks import Obey, Report, Save, Validate, clips_per_step
 from gpu.finetune.checkpoints import Checkpoints, Progress, load_resume_state, read_resume_state, saved_steps
 from gpu.finetune.control import Control
 from gpu.finetune.data import Clips, TrainingBatches, cache_clips, read_clips
+from gpu.finetune.dry_run import DryRun, offering_less
 from gpu.finetune.module import Denoiser
 from gpu.finetune.validation import Studio, ValidationLoss, ValidationSounds, validation_prompts
 from gpu.lora import inject_lora, load_lora, lora_rank
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> int:
         "folder", type=Path, metavar="RUN_DIR", help="holds config.json and manifest.jsonl; everything else is written here"
     )
     parser.add_argument("--progress", action="store_true", help="show a progress bar also where standard output is not a terminal")
+    parser.add_argument("--without-preflight", action="store_true", help="leave out the step before the first that proves that one fits")
     arguments = parser.parse_args(argv)
     folder = arguments.folder.resolve()
     if not folder.is_dir():
@@ -58,7 +60,8 @@ def main(argv: list[str]) -> int:
     with control.listening(), EventWriter(folder, attempt=_attempt(folder)) as events:
         announcer = Announcer(events)
         try:
-            return finetune(folder, announcer, control, show_bar=arguments.progress or sys.stdout.isatty())
+            show_bar = arguments.progress or sys.stdout.isatty()
+            return finetune(folder, announcer, control, show_bar=show_bar, preflight=not arguments.without_preflight)
         except Exception as error:  # the process's boundary: whatever went wrong becomes the run's last event
             fault = fault_of(error)
             if fault.code == "internal":
@@ -68,7 +71,7 @@ def main(argv: list[str]) -> int:
             return FAILED_CODE
 
 
-def finetune(folder: Path, announcer: Announcer, control: Control, *, show_bar: bool = False) -> int:
+def finetune(folder: Path, announcer: Announcer, control: Control, *, show_bar: bool = False, preflight: bool = True) -> int:
     """Train to the end or until asked to stop; return the exit code.
 
     Raises:
@@ -125,6 +128,9 @@ def finetune(folder: Path, announcer: Announcer, control: Control, *, show_bar: 
     save = Save(announcer, control, config, checkpoints, validate)
     accumulate = config.gradient_accumulation_steps
     batches = TrainingBatches(clips, config, start=module.step * accumulate, stop=config.max_train_steps * accumulate, **latents)
+    dry_run = DryRun()
+    if preflight and not resumed and not control.stop():
+        dry_run.rehearse(module, batches, announcer, precision=precision)
     trainer = quiet_trainer(
         folder,
         accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -135,11 +141,13 @@ def finetune(folder: Path, announcer: Announcer, control: Control, *, show_bar: 
             restore,
             Report(announcer, config, num_clips=len(clips.train), show_bar=show_bar),
             validate,
+            dry_run,
             save,
             Obey(control, save),
         ],
     )
-    trainer.fit(module, DataLoader(batches, batch_size=None))
+    with offering_less(config):
+        trainer.fit(module, DataLoader(batches, batch_size=None))
 
     if module.step >= config.max_train_steps and checkpoints.saved_step == module.step:
         announcer.say(FINISHED, step=module.step, elapsed_s=round(time.monotonic() - began, 3))
