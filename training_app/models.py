@@ -11,6 +11,7 @@ from django.conf import settings
 from django.db import models
 from django.utils import timezone
 
+from audioldm_site.accounts.models import Share
 from audioldm_site.jobs.models import Job, JobEvent, OwnedQuerySet
 from datasets_app.models import Dataset
 from gpu.events import Event
@@ -23,6 +24,10 @@ def is_non_commercial(licence: str) -> bool:
 
 
 class CheckpointQuerySet(OwnedQuerySet):
+    def _shared(self) -> models.Q:
+        """A shared run's checkpoints are shared with it."""
+        return super()._shared() | models.Q(run__in=Share.objects.exclude(object_id=None).values("object_id"))
+
     def usable(self) -> Self:
         """Checkpoints whose files are there and that nobody retired."""
         return self.filter(retired=False, missing=False)

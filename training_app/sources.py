@@ -64,6 +64,7 @@ class Found:
     licence: str = ""
     details: list[tuple[str, Any]] = field(default_factory=list)
     warnings: tuple[str, ...] = ()
+    licence_note: str = ""
     facts: Any = None
 
     @property
@@ -333,8 +334,10 @@ def _original(facts: OriginalFacts, about: dict[str, Any]) -> Found:
         ("steps", facts.global_step),
         ("holds", " and ".join({"ema": "the moving average (EMA)", "raw": "the raw weights"}[copy] for copy in facts.weights)),
     ]
-    warnings = (*facts.warnings, LICENCE_NOTE) if facts.licence else facts.warnings
-    return Found(kind=ORIGINAL, title=facts.variant, copies=facts.weights, weights=facts.default_weights, details=_known(details), warnings=warnings, **about)
+    return Found(
+        kind=ORIGINAL, title=facts.variant, copies=facts.weights, weights=facts.default_weights, details=_known(details), warnings=facts.warnings,
+        licence_note=LICENCE_NOTE if facts.licence else "", **about,
+    )  # fmt: skip
 
 
 def _known(details: list[tuple[str, Any]]) -> list[tuple[str, Any]]:

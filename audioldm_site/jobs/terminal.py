@@ -66,6 +66,7 @@ class Screen:
         self.counts_bytes = counts_bytes
         self._bar: tqdm | None = None
         self._stage = ""
+        self._message: str | None = None
 
     def __enter__(self) -> Screen:
         return self
@@ -83,8 +84,9 @@ class Screen:
             self.say(f"started on {data['device']}{resumed}" if data.get("device") else f"reading {data.get('source') or '…'}")
         elif event.type == WAITING:
             self._advance(data.get("stage", ""), data.get("done"), data.get("total"))
-            if data.get("message"):
+            if data.get("message") and data["message"] != self._message:
                 self.say(data["message"])
+            self._message = data.get("message")
         elif event.type == PROGRESS:
             self._advance("step", data["step"], data["max_steps"])
             if self._bar is not None and data.get("loss") is not None:

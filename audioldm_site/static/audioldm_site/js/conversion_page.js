@@ -60,5 +60,5 @@ function words(stage) {
   if (!stage) return "the worker begins";
   const left = secondsLeft(stage);
   const size = stage.total ? `: ${bytesSize(stage.done ?? 0)} of ${bytesSize(stage.total)}` : "";
-  return `${stage.stage}${size}${left ? `, ${duration(left)} left` : ""}${stage.message ? ` · ${stage.message}` : ""}`;
+  return `${stage.message || stage.stage}${size}${left ? `, ${duration(left)} left` : ""}`;
 }
