@@ -29,7 +29,7 @@ MEASURED, COUNTED, SCALED, UNKNOWN = "measured on this machine", "counted from t
 
 ACTIVATIONS_OVER_SAVED = 1.25
 """Peak over what backward keeps: gradients on their way and the workspace of the largest layer. Fitted to measurements.json."""
-RUNTIME_BYTES = {"cpu": 700 * 2**20, "cuda": 900 * 2**20}
+RUNTIME_BYTES = {"cpu": 500 * 2**20, "cuda": 900 * 2**20}
 """Python and its libraries; on a GPU its context and the allocator's rounding, which nobody measured here."""
 SOUND_BYTES_PER_VALUE = 256 * 4 * 4
 """Decoding: bytes for each place of the mel picture. Fitted to measurements.json."""
@@ -217,16 +217,16 @@ def memory_parts(facts: ModelFacts, size: ModelSize, config: FinetuneConfig, dev
     sounds += others if others > KEEP_PARTS_BYTES else 0
     # A sound is made with the moving average or the merged LoRA: what they take the place of is put aside.
     sounds += 4 * trained if config.use_ema else 0
-    sounds += 8 * cost.attention_parameters if lora else 0
+    sounds += 4 * cost.attention_parameters if lora else 0
     parts = {
         "runtime": RUNTIME_BYTES[device],
         "weights": 4 * (unet + (trained if lora else 0)) + (others if others <= KEEP_PARTS_BYTES else 0),
-        "gradients": 4 * trained,
         "optimizer": 8 * trained,
         "moving average": 4 * trained if config.use_ema else 0,
     }
-    larger = {"activations": activations} if activations >= sounds else {"making sounds": sounds}
-    return {**parts, **larger}
+    # Gradients are gone while sounds are made.
+    training = 4 * trained + activations
+    return {**parts, **({"gradients": 4 * trained, "activations": activations} if training >= sounds else {"making sounds": sounds})}
 
 
 def trained_parameters(facts: ModelFacts, cost: UNetCost, config: FinetuneConfig) -> int:

@@ -165,6 +165,8 @@ class Validate(StepCallback):
         return self.progress.metrics
 
     def _make_sounds(self, module: Denoiser) -> float | None:
+        # They have done their work, and the rest of the model needs the room: with every weight trained they are as large as the UNet.
+        module.zero_grad(set_to_none=True)
         try:
             return self.sounds.make(
                 module,
