@@ -51,7 +51,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--weights", metavar="CHECKPOINT", help="writing out: a run's checkpoint that lies on top of SRC")
     parser.add_argument("--format", choices=FORMATS, help="writing out: which form; else DST's ending says")
     parser.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32", help="writing out: how exact (safetensors is always fp16)")
-    parser.add_argument("--layout", choices=("original", "B"), default="original", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.job:
         return run_job(args.job)

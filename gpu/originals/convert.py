@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,11 @@ from gpu.originals.cards import CARD_FILE, write_card
 from gpu.originals.layouts import EMA, LICENCE, T5_INNER, UNET, WHOLE_KEY, OriginalFacts, WholeFacts, describe_tensors
 from gpu.originals.names import FLAT, ROWS, SAME, THIRDS, Link, part_links, twins
 from gpu.originals.parts import PIPELINES, UNLISTED, Part, build_parts
+from gpu.originals.sizes import SIDE_FILE, is_spare_half
 from gpu.originals.tensors import Entry, TensorFile, open_tensors
 from gpu.originals.vocabularies import find_tokenizer
 from gpu.originals.writing import Planned, appearing, require_space, size_of, write_safetensors
 
-SIDE_FILE = "original.safetensors"
 FILES = "files/"
 STRICT = frozenset({"unet", "vae", "vocoder"})
 WEIGHTS = ("auto", "ema", "raw")
@@ -413,10 +413,7 @@ def _adopt(job: ConvertJob, source: Path, lineage: Mapping[str, str], report: Re
             continue
         if path.suffix in (*PICKLES, ".py", ".msgpack", ".h5", ".onnx"):
             continue
-        half = re.sub(r"\.fp16(?=[.-])", "", path.name)
-        if half != path.name and (path.with_name(half).exists() or any(path.parent.glob(f"{half.partition('.')[0]}*.safetensors"))) and any(
-            ".fp16" not in other.name for other in path.parent.glob("*.safetensors")
-        ):
+        if is_spare_half(path):
             continue
         if path.is_symlink() and "hub" not in job.source[:4]:
             raise Fault("checkpoint.link", f"{relative} is a link")
@@ -481,23 +478,3 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What a side file says about the original that it was taken from."""
-
-    names: dict[str, Entry]
-    same: dict[str, str]
-
-
-def read_side_file(file: TensorFile) -> Kept:
-    """Raises Fault `checkpoint.malformed` when the file is no side file."""
-    try:
-        inventory = json.loads(file.extras["inventory"])
-        return Kept({name: Entry(tuple(shape), dtype) for name, dtype, shape in inventory}, json.loads(file.extras["same"]))
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise Fault("checkpoint.malformed", f"{file.path.name} does not list the original's tensors ({type(error).__name__})") from error
-
-
-__all__ = ["SIDE_FILE", "Kept", "Report", "convert", "link_or_copy", "read_side_file"]
