@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
 from django.db import DatabaseError
 from django.http import HttpRequest, JsonResponse
@@ -9,6 +12,7 @@ from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
+from audioldm_site import machine
 from audioldm_site.jobs.models import Worker
 from audioldm_site.jobs.queue import ALIVE_FOR_S, QUEUES
 
@@ -25,7 +29,10 @@ def live(request: HttpRequest) -> JsonResponse:
 @never_cache
 @require_safe
 def ready(request: HttpRequest) -> JsonResponse:
-    """200 when the database answers and every queue has a worker, else 503. `workers`: seconds since each was seen, null for never."""
+    """200 when the database answers, every queue has a worker and something can still be written, else 503.
+
+    `workers`: seconds since each was seen, null for never. `disk`: `low` below what a checkpoint may need, which alone is no 503.
+    """
     now = timezone.now()
     try:
         seen = {worker.queue: (now - worker.seen_at).total_seconds() for worker in Worker.objects.order_by("seen_at")}
@@ -33,5 +40,11 @@ def ready(request: HttpRequest) -> JsonResponse:
         return JsonResponse({"status": "unavailable", "database": "does not answer"}, status=503)
     ages = {queue: round(seen[queue], 1) if queue in seen else None for queue in QUEUES}
     missing = [queue for queue, age in ages.items() if age is None or age > ALIVE_FOR_S]
-    content = {"status": "unavailable" if missing else "ok", "database": "ok", "workers": ages}
-    return JsonResponse(content, status=503 if missing else 200)
+    writable = os.access(settings.DATA_DIR, os.W_OK | os.X_OK)
+    content = {
+        "status": "unavailable" if missing or not writable else "ok",
+        "database": "ok",
+        "workers": ages,
+        "disk": ("low" if machine.disk().is_low else "ok") if writable else "cannot be written to",
+    }
+    return JsonResponse(content, status=200 if content["status"] == "ok" else 503)

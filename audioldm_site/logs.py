@@ -7,16 +7,18 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
+P, T = ParamSpec("P"), TypeVar("T")
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 job_id: ContextVar[str] = ContextVar("job_id", default="")
 
@@ -25,14 +27,18 @@ FILE_BYTES, FILES_KEPT = 10_000_000, 4
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}", re.ASCII)
 
 
-@contextmanager
-def about_job(job) -> Iterator[None]:
-    """Every line that is logged inside carries the job's id."""
-    token = job_id.set(str(job.pk))
-    try:
-        yield
-    finally:
-        job_id.reset(token)
+def about_its_job(function: Callable[P, T]) -> Callable[P, T]:
+    """Every line that is logged while a function of a job runs carries the job's id."""
+
+    @wraps(function)
+    def logged(*args: P.args, **kwargs: P.kwargs) -> T:
+        token = job_id.set(str(args[0].pk))
+        try:
+            return function(*args, **kwargs)
+        finally:
+            job_id.reset(token)
+
+    return logged
 
 
 class RequestId:

@@ -1,10 +1,12 @@
 from django.contrib import admin
 from django.contrib.auth import views as auth_views
+from django.contrib.auth.decorators import login_not_required
 from django.urls import include, path
 from django.views.generic import RedirectView
 
 from audioldm_site import first_run, health, views
 from audioldm_site.accounts.views import LoginView
+from audioldm_site.maintenance import metrics
 
 admin.site.site_header = admin.site.site_title = "AudioLDM studio: administration"
 
@@ -23,7 +25,8 @@ urlpatterns = [
     path("setup/<str:token>/", first_run.setup, name="setup"),
     path("health/live", health.live, name="health_live"),
     path("health/ready", health.ready, name="health_ready"),
+    path("metrics", metrics.metrics, name="metrics"),
     # One way in: throttled, and known to the page of the account.
-    path("admin/login/", RedirectView.as_view(pattern_name="login", query_string=True)),
+    path("admin/login/", login_not_required(RedirectView.as_view(pattern_name="login", query_string=True))),
     path("admin/", admin.site.urls),
 ]

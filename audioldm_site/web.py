@@ -236,6 +236,7 @@ def _stop_without_serve(serve_pid: int) -> None:
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "audioldm_site.settings")
     from django.conf import settings
+    from django.core.management import call_command
 
     # Every request runs in a thread of its own, whose kept connection nobody would use again.
     settings.DATABASES["default"]["CONN_MAX_AGE"] = 0
@@ -247,6 +248,8 @@ def main() -> None:
     settings.STATIC_ROOT.mkdir(exist_ok=True)
     from audioldm_site.asgi import application
 
+    # As `serve` does: not on a public address with a secret that can be guessed.
+    call_command("check", tags=["security"])
     # Daphne names its factories itself and offers no other way in.
     daphne_server.HTTPFactory, daphne_server.WebSocketFactory = SpoolingHTTPFactory, PacedWebSocketFactory
     if serve_pid := int(os.environ.get(SERVE_PID, 0)):

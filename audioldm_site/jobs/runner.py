@@ -21,6 +21,7 @@ from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import connection
 
+from audioldm_site import logs
 from audioldm_site.jobs import lifecycle
 from audioldm_site.jobs.models import Job
 from audioldm_site.jobs.processes import child_environment, signal_group
@@ -49,6 +50,7 @@ shutting_down = threading.Event()
 """Set when this worker was told to end: what runs is saved and put back in line."""
 
 
+@logs.about_its_job
 def supervise(job: Job, command: list[str], *, worker_name: str, shutdown_grace_s: float = SHUTDOWN_GRACE_S) -> None:
     """Start `command` for a claimed job in a session of its own and look after it until it has ended.
 
@@ -72,6 +74,7 @@ def supervise(job: Job, command: list[str], *, worker_name: str, shutdown_grace_
         lifecycle.fail(job, _as_fault(error))
 
 
+@logs.about_its_job
 def execute(job: Job, work: Callable[[EventWriter, Callable[[], bool]], None], *, worker_name: str) -> None:
     """Call `work(events, should_stop)` for a claimed job in this process.
 
