@@ -25,6 +25,7 @@ from datasets_app.archive import disk_faults
 from gpu.config import ConvertJob, ExportJob
 from gpu.errors import Fault
 from gpu.events import FAILED, FINISHED, STOPPED, Event
+from gpu.originals.sizes import DTYPES, export_sizes
 from training_app import loras, services, sources, storage
 from training_app.models import Checkpoint, Conversion
 from training_app.sources import ADDITIONS, FOLDER, HUB, LORA, ORIGINAL, RUN, WHOLE, Found
@@ -32,7 +33,6 @@ from training_app.sources import ADDITIONS, FOLDER, HUB, LORA, ORIGINAL, RUN, WH
 log = logging.getLogger(__name__)
 
 WEIGHTS = ("auto", "ema", "raw")
-DTYPES = ("fp32", "fp16")
 CHILD_KINDS = (ORIGINAL, WHOLE, HUB)
 """What the converter reads, in a process of its own; folders, zips and LoRAs need no torch."""
 KEPT_DAYS = 14
@@ -128,6 +128,7 @@ def export_model(
         raise Fault("config.invalid", f"format ({format!r}) must be one of {', '.join(Conversion.Format.values)}")
     if dtype not in DTYPES:
         raise Fault("config.invalid", f"dtype ({dtype!r}) must be one of {', '.join(DTYPES)}")
+    dtype = OFFERED.get(format, (dtype,))[0]
     choice = next(choice for choice in export_choices(checkpoint) if choice.format == format)
     if choice.why_not:
         raise Fault("checkpoint.not_exportable", f"{checkpoint.name} cannot be written as {choice.label}: {choice.why_not}")
@@ -161,6 +162,10 @@ def export_model(
     return made
 
 
+OFFERED = {"safetensors": ("fp16",), "lora": ("fp32",)}
+"""The forms that come in one exactness alone."""
+
+
 class Choice(NamedTuple):
     """One form that a checkpoint can be written in, or the reason why it cannot."""
 
@@ -185,17 +190,15 @@ TEXTS = {
 def export_choices(checkpoint: Checkpoint) -> list[Choice]:
     """Every form with its size, or why it is impossible; from headers alone."""
     try:
-        from gpu.originals.sizes import export_sizes
-    except ImportError:
-        return []
-    try:
-        sizes = export_sizes(storage.model_ref(checkpoint))
+        ref = storage.model_ref(checkpoint)
+        sizes = {dtype: export_sizes(ref, dtype=dtype) for dtype in DTYPES}
     except Fault as fault:
         return [Choice(value, label, TEXTS[value], {}, fault.message) for value, label in Conversion.Format.choices]
     found = []
     for value, label in Conversion.Format.choices:
-        known = sizes.get(value)
-        found.append(_choice(value, label, known))
+        told = {dtype: sizes[dtype][value] for dtype in OFFERED.get(value, DTYPES)}
+        reasons = [size for size in told.values() if isinstance(size, str)]
+        found.append(Choice(value, label, TEXTS[value], {} if reasons else told, reasons[0] if reasons else ""))
     return found
 
 
@@ -427,16 +430,6 @@ def _plain_name(found: Found) -> str:
 
 def _is_under_way(path: Path) -> bool:
     return any(job.config.get("source") == str(path) for job in Conversion.objects.active())
-
-
-def _choice(value: str, label: str, known: Any) -> Choice:
-    """`known` as `export_sizes` says it: bytes by dtype, or the reason."""
-    if isinstance(known, str):
-        return Choice(value, label, TEXTS[value], {}, known)
-    if known is None:
-        return Choice(value, label, TEXTS[value], {}, "this program cannot write it so")
-    sizes = known if isinstance(known, dict) else {"fp32": int(known)}
-    return Choice(value, label, TEXTS[value], sizes, "")
 
 
 def _export_folder(conversion: Conversion) -> Path:

@@ -125,7 +125,7 @@ def work(job: ConvertJob | ExportJob, report: Callable[[str, int, int], None]) -
 _WORDS = {
     "opening": "Reading what the file is", "downloading": "Downloading from the hub", "checking": "Comparing the file with its own checksums",
     "comparing": "Looking for what the file holds twice", "converting": "Writing the model folder", "copying": "Copying the folder",
-    "merging": "Merging what was trained into the model", "exporting": "Writing the result", "hashing": "Computing its digest",
+    "merging": "Merging what was trained into the model", "exporting": "Writing the result", "packing": "Packing the folder into one file", "hashing": "Computing its digest",
 }  # fmt: skip
 
 

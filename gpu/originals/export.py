@@ -3,7 +3,7 @@
     ckpt         the original layout, for the original code: the exact tensors of the file that was imported, the UNet replaced by
                  what was trained, both as raw weights and as moving average (AudioLDM 1 and the training repository sample with the
                  average, AudioLDM 2 with the raw weights: a file with only one would sound untrained in the other)
-    diffusers    a folder for AudioLDMPipeline or AudioLDM2Pipeline
+    diffusers    a folder for AudioLDMPipeline or AudioLDM2Pipeline; in a zip where the destination ends so
     safetensors  the whole model in one file, fp16, with its configurations and vocabularies; `convert` reads it back
     lora         what a run with LoRA has trained: for a file ending in .safetensors the form of diffusers' load_lora_adapter, else a
                  folder that PEFT opens as well
@@ -14,6 +14,7 @@ Values are streamed; only a LoRA is merged in memory, where the UNet has to be f
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,6 +34,7 @@ from gpu.originals.cards import CARD_FILE, card, write_card
 from gpu.originals.convert import FILES, link_or_copy
 from gpu.originals.layouts import EMA, LORA_PREFIXES, UNET, WHOLE_KEY, lora_half, recognise
 from gpu.originals.names import FLAT, ROWS, SAME, Link, ema_name, part_links, unet_links
+from gpu.originals.packing import pack
 from gpu.originals.sizes import (
     DTYPES,
     FORMATS,
@@ -67,6 +69,8 @@ def export(job: ExportJob, report: Report) -> Path:
     with ExitStack() as stack:
         source = _Source(job, report, stack)
         writer = {"ckpt": _write_ckpt, "diffusers": _write_diffusers, "safetensors": _write_whole, "lora": _write_lora}[job.format]
+        if job.format == "diffusers" and Path(job.destination).suffix == ".zip":
+            writer = _write_zip
         writer(source, Path(job.destination))
     return Path(job.destination)
 
@@ -282,6 +286,17 @@ def _write_diffusers(source: _Source, destination: Path) -> None:
             write_safetensors(target / part / file_name, planned[part], metadata={"format": "pt"}, on_bytes=count)
         _write_about(source, target)
         describe(target)
+
+
+def _write_zip(source: _Source, destination: Path) -> None:
+    """The same folder in one file, for a browser."""
+    with appearing(destination, size_bytes=0) as target:
+        folder = target.with_name(f"{target.name}-folder")
+        try:
+            _write_diffusers(source, folder)
+            pack(folder, target, top=destination.stem, report=source.report)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _weights_name(name: str) -> str:

@@ -1,0 +1,136 @@
+"""Whether a run will fit, asked before it is made: the model's and the dataset's facts and this machine's, never torch.
+
+`gpu.preflight` does the counting. An earlier run of the same kind on this machine knows better, and is asked first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import psutil
+from django.conf import settings
+from django.db.models import BigIntegerField, Max
+from django.db.models.fields.json import KT
+from django.db.models.functions import Cast
+
+from audioldm_site import hardware
+from datasets_app.models import Dataset
+from gpu.config import FinetuneConfig
+from gpu.errors import Fault
+from gpu.events import PROGRESS, STARTED
+from gpu.models import describe
+from gpu.preflight import Earlier, Estimate, Machine, ModelSize, estimate, in_words
+from training_app import storage
+from training_app.models import Checkpoint, TrainingEvent, TrainingRun
+
+log = logging.getLogger(__name__)
+
+SAME_KIND = (
+    "method", "lora_rank", "train_batch_size", "gradient_accumulation_steps", "audio_length_in_s", "gradient_checkpointing", "use_ema",
+    "mixed_precision",
+)  # fmt: skip
+"""Runs that agree in these on the same model need the same memory and the same time for a step."""
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+RUNS_ASKED = 5
+
+
+def check(*, dataset: Dataset, checkpoint: Checkpoint, config: FinetuneConfig) -> Estimate | None:
+    """What the run would need here; None where the model's files cannot be read, which whoever opens them says better."""
+    try:
+        base = storage.root_model(checkpoint).folder
+        facts, size = describe(base), ModelSize.read(base)
+    except Fault as fault:
+        log.info("no estimate for %s: %s", checkpoint, fault.message)
+        return None
+    clips = list(dataset.clips.usable().values_list("duration_s", "sample_rate_hz"))
+    here = machine()
+    return estimate(
+        facts,
+        size,
+        config,
+        here,
+        clip_seconds=[seconds for seconds, _ in clips],
+        clip_rates_hz=[rate for _, rate in clips],
+        earlier=earlier_run(checkpoint, config, here),
+    )
+
+
+def require(*, dataset: Dataset, checkpoint: Checkpoint, config: FinetuneConfig, force: bool = False) -> None:
+    """Let a run pass that can do its work here.
+
+    Args:
+        force: also one that memory or disk seem too small for. What is impossible, and not only large, stays refused.
+    Raises:
+        Fault: `preflight.refused`, with every reason and what would fit.
+    """
+    found = check(dataset=dataset, checkpoint=checkpoint, config=config)
+    stops = [finding for finding in found.stops if not (force and finding.can_force)] if found else []
+    if stops:
+        advice = f"; this would fit: {in_words(found.suggestion)}" if found.suggestion else ""
+        raise Fault("preflight.refused", "; ".join(finding.message for finding in stops) + advice)
+
+
+def machine() -> Machine:
+    """What a run would find here: the first GPU, else the processor and its memory."""
+    disk_free = shutil.disk_usage(settings.DATA_DIR).free
+    cores = os.cpu_count() or 1
+    if gpus := hardware.gpus():
+        gpu = gpus[0]
+        return Machine(
+            device="cuda", name=gpu.name, memory_bytes=gpu.memory_bytes, free_bytes=gpu.free_bytes, disk_free_bytes=disk_free, cores=cores
+        )
+    memory = psutil.virtual_memory()
+    limit = _container_limit()
+    total = min(memory.total, limit) if limit else memory.total
+    return Machine(
+        device="cpu",
+        name=_processor(),
+        memory_bytes=total,
+        free_bytes=min(memory.available, total),
+        disk_free_bytes=disk_free,
+        cores=cores,
+    )
+
+
+def earlier_run(checkpoint: Checkpoint, config: FinetuneConfig, here: Machine) -> Earlier | None:
+    """What the newest run of this kind on this model and this machine needed, or None."""
+    root = storage.root_model(checkpoint)
+    same = {f"config__{name}": config.to_dict()[name] for name in SAME_KIND}
+    runs = TrainingRun.objects.filter(base_checkpoint__sha256=root.sha256, started_at__isnull=False, **same).order_by("-started_at")
+    for run in runs[:RUNS_ASKED]:
+        events = TrainingEvent.objects.filter(job=run)
+        started = events.filter(type=STARTED).order_by("-seq").first()
+        latest = events.filter(type=PROGRESS).order_by("-seq").first()
+        if not started or not latest or not str(started.data.get("device", "")).startswith(here.name):
+            continue
+        key = "data__gpu_memory_bytes" if here.device == "cuda" else "data__memory_bytes"
+        memory = events.aggregate(most=Max(Cast(KT(key), BigIntegerField())))["most"]
+        speed = latest.data.get("clips_per_second")
+        clips = config.train_batch_size * config.gradient_accumulation_steps
+        return Earlier(memory_bytes=memory, step_s=clips / speed if speed else None)
+    return None
+
+
+def _container_limit() -> int | None:
+    """Bytes that the container may have, where it is limited to fewer than there are."""
+    for path in CGROUP_LIMITS:
+        try:
+            text = path.read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        return int(text) if text.isdigit() else None
+    return None
+
+
+def _processor() -> str:
+    """The processor's name as `gpu.device.device_name` begins with."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return hardware.device()
