@@ -91,7 +91,7 @@ def uncached_steps(folder: Path, model: Path, config: FinetuneConfig, *, steps: 
         latents = (mean + std * torch.randn_like(mean)) * loaded.pipeline.vae.config.scaling_factor  # [B, C, T/4, M/4]
         embeds = encode(loaded, [clip.caption for clip in chosen])
         noise, timesteps = torch.randn_like(latents), torch.randint(1000, (size,), device=device)
-        pred = unet(scheduler.add_noise(latents, noise, timesteps), timesteps, **unet_inputs(embeds), return_dict=False)[0]
+        pred = unet(scheduler.add_noise(latents, noise, timesteps), timesteps, **unet_inputs(embeds, unet), return_dict=False)[0]
         loss = F.mse_loss(pred, training_target(scheduler, latents, noise, timesteps))
         optimizer.zero_grad()
         loss.backward()
