@@ -17,7 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AudioLDM2ProjectionModel, AudioLDM2UNet2DConditionModel, AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import (
+    AudioLDM2Pipeline,
+    AudioLDM2ProjectionModel,
+    AudioLDM2UNet2DConditionModel,
+    AudioLDMPipeline,
+    AutoencoderKL,
+    DDIMScheduler,
+    UNet2DConditionModel,
+)
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import (
@@ -31,10 +40,17 @@ from transformers import (
     VitsModel,
 )
 
-from gpu.config import ConvertJob
-from gpu.models import describe
+from gpu.conditioning import PromptEmbeds
+from gpu.config import ConvertJob, ExportJob, GenerateConfig, ModelRef
+from gpu.errors import Fault
+from gpu.lora import inject_lora, lora_state
+from gpu.manifest import sha256_of
+from gpu.models import LORA_FILE, UNET_FILE, CheckpointFacts, describe
 from gpu.originals.convert import convert
-from tests.originals.fixtures import FAMILIES, Original
+from gpu.originals.export import export
+from gpu.pipelines import apply_weights, encode_guided, load_pipeline
+from gpu.sampling import sample_sounds
+from tests.originals.fixtures import FAMILIES, Original, OriginalCode
 
 TOLERANCE, WRONG = 1e-4, 1e-2
 SINGLE = ("audioldm-s", "audioldm-m", "audioldm-l", "audioldm-ft")
@@ -54,6 +70,11 @@ class Converted:
     @property
     def family(self) -> str:
         return self.original.family
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The original file's own tensors."""
+        return torch.load(self.original.path, weights_only=True, mmap=True)["state_dict"]
 
     def reference(self, name: str) -> Tensor:
         return torch.from_numpy(self.original.references[name])
@@ -271,8 +292,7 @@ def test_auto_takes_the_weights_that_the_original_sampler_takes(model: Converted
 
 def test_every_tensor_of_the_file_is_kept_once(model: Converted) -> None:
     """Sizes: the folder's weights and the side file hold no more than the file's own values, twins counted once."""
-    state = torch.load(model.original.path, weights_only=True, mmap=True)["state_dict"]
-    values = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    values = sum(tensor.numel() * tensor.element_size() for tensor in model.state.values())
     written = sum(path.stat().st_size for path in model.raw.rglob("*.safetensors"))
 
     assert written < values * 1.01 + 2**20
@@ -280,3 +300,147 @@ def test_every_tensor_of_the_file_is_kept_once(model: Converted) -> None:
 
 def test_the_folder_holds_finite_numbers(model: Converted) -> None:
     assert all(np.isfinite(value).all() for value in model.original.references.values() if value.dtype.kind == "f")
+
+
+# --- and back ---
+
+
+def write_out(folder: Path, destination: Path, **options: Any) -> dict[str, Tensor]:
+    weights = options.pop("weights", None)
+    job = ExportJob(model=ModelRef(base=str(folder), weights=weights and str(weights)), format="ckpt", destination=str(destination), **options)
+    export(job, lambda *_: None)
+    return torch.load(destination, weights_only=True, mmap=True)["state_dict"]
+
+
+def read_back(original_code: OriginalCode, model: Converted, file: Path) -> dict[str, Tensor]:
+    """What the original code computes once it has loaded the file, strictly."""
+    answer = file.with_suffix(".npz")
+    original_code.ask(do="read", family=model.family, file=file, references=model.original.path.parent / "references.npz", to=answer)
+    with np.load(answer) as found:
+        return {name: torch.from_numpy(value) for name, value in found.items()}
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_an_export_holds_the_original_bits(model: Converted, weights: str, tmp_path: Path) -> None:
+    exported = write_out(model.folder(weights), tmp_path / "exported.ckpt")
+    state = model.state
+
+    assert exported.keys() == state.keys()
+    for name, tensor in state.items():
+        assert exported[name].dtype == tensor.dtype, name
+        assert torch.equal(exported[name], tensor), name
+    (tmp_path / "exported.ckpt").unlink()
+
+
+def test_the_original_code_loads_an_export_strictly(model: Converted, original_code: OriginalCode, tmp_path: Path) -> None:
+    write_out(model.ema, tmp_path / "exported.ckpt")
+
+    found = read_back(original_code, model, tmp_path / "exported.ckpt")
+
+    for name, value in model.original.references.items():
+        close(found[name].double(), torch.from_numpy(value).double(), within=1e-6)
+    (tmp_path / "exported.ckpt").unlink()
+
+
+def test_an_export_in_half_precision_is_the_original_rounded(model: Converted, tmp_path: Path) -> None:
+    only(model, "audioldm-s", "audioldm-ft", "audioldm2")
+    exported = write_out(model.raw, tmp_path / "exported.ckpt", dtype="fp16")
+    state = model.state
+
+    assert exported.keys() == state.keys()
+    for name, tensor in state.items():
+        assert torch.equal(exported[name], tensor.to(exported[name].dtype)), name
+    assert exported["model.diffusion_model.out.2.weight"].dtype == torch.float16
+    assert exported["model_ema.num_updates"].dtype == torch.int32
+    (tmp_path / "exported.ckpt").unlink()
+
+
+def run_checkpoint(folder: Path, model: Converted, base: Path, method: str) -> Path:
+    """What a run leaves behind: its trained part, a tenth away from the base, and the words about it."""
+    folder.mkdir()
+    unet = load_unet(model, base)
+    generator = torch.Generator().manual_seed(5)
+    if method == "lora":
+        inject_lora(unet, rank=4)
+        state = {name: weight + 0.1 * torch.randn(weight.shape, generator=generator) for name, weight in lora_state(unet).items()}
+    else:
+        state = {name: weight + 0.1 * weight.std() * torch.randn(weight.shape, generator=generator) for name, weight in unet.state_dict().items()}
+    name = LORA_FILE if method == "lora" else UNET_FILE
+    save_file({key: weight.contiguous() for key, weight in state.items()}, folder / name, metadata={"rank": "4", "alpha": "4"})
+    facts = CheckpointFacts(
+        step=7, method=method, weights="raw", base=str(base), base_sha256="", files={name: sha256_of(folder / name)}, config={}, metrics={}, model={}
+    )
+    (folder / "checkpoint.json").write_text(json.dumps(facts.as_dict()))
+    return folder
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_original_code_hears_what_was_trained_however_it_samples(
+    model: Converted, original_code: OriginalCode, method: str, tmp_path: Path
+) -> None:
+    only(model, "audioldm-s", "audioldm-ft", "audioldm2")
+    base = model.raw if model.family == "audioldm2" else model.ema
+    trained = run_checkpoint(tmp_path / "checkpoint", model, base, method)
+    unet = load_unet(model, base)
+    apply_weights(unet, trained)
+    expected = eps(unet, model)
+
+    exported = write_out(base, tmp_path / "tuned.ckpt", weights=trained)
+    found = read_back(original_code, model, tmp_path / "tuned.ckpt")
+
+    close(found["eps_raw"], expected)
+    close(found["eps_ema"], expected)
+    assert (expected - model.reference("eps_raw")).abs().max() > WRONG
+    assert (expected - model.reference("eps_ema")).abs().max() > WRONG
+    untouched = [name for name in exported if not name.startswith(("model.", "model_ema.diffusion_model"))]
+    state = model.state
+    assert all(torch.equal(exported[name], state[name]) for name in untouched)
+    shutil.rmtree(trained)
+    (tmp_path / "tuned.ckpt").unlink()
+
+
+def test_a_model_with_other_heads_is_not_written_as_an_original(model: Converted, tmp_path: Path) -> None:
+    only(model, "audioldm-s", "audioldm2")
+    config = model.ema / "unet" / "config.json"
+    plain = config.read_text()
+    config.write_text(json.dumps({**json.loads(plain), "attention_head_dim": 8}))
+    try:
+        with pytest.raises(Fault, match="head") as refusal:
+            write_out(model.ema, tmp_path / "exported.ckpt")
+    finally:
+        config.write_text(plain)
+
+    assert refusal.value.code == "checkpoint.heads"
+    assert not list(tmp_path.iterdir())
+
+
+def test_diffusers_opens_its_export_and_makes_the_same_sound(model: Converted, tmp_path: Path) -> None:
+    only(model, *SINGLE, "audioldm2", "audioldm2-large")
+    folder = tmp_path / "exported"
+    export(ExportJob(model=ModelRef(base=str(model.raw)), format="diffusers", destination=str(folder)), lambda *_: None)
+    values = {"num_inference_steps": 2, "guidance_scale": 2.5, "audio_length_in_s": 0.32}
+    config = GenerateConfig.parse({"prompt": "A dog barking", "seed": 7, "num_waveforms_per_prompt": 1, **values})
+    loaded = load_pipeline(ModelRef(base=str(model.raw)), device="cpu")
+    ours = sample_sounds(loaded, config)[0]
+    theirs = (AudioLDMPipeline if model.family in SINGLE else AudioLDM2Pipeline).from_pretrained(folder, dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    for part in theirs.components.values():
+        if isinstance(part, nn.Module):
+            part.eval()
+    prompt: dict[str, Any] = {"prompt": "A dog barking"}
+    if model.family not in SINGLE:
+        # The pipeline encodes the empty prompt together with the other, and so otherwise for each other prompt.
+        with torch.no_grad():
+            wanted, empty = encode_guided(loaded, "A dog barking", "")
+        both = PromptEmbeds.collate([empty, wanted])
+        prompt = {
+            "prompt_embeds": wanted.prompt_embeds, "attention_mask": wanted.attention_mask, "generated_prompt_embeds": wanted.generated_prompt_embeds,
+            "negative_prompt_embeds": both.prompt_embeds[:1], "negative_attention_mask": both.attention_mask[:1],
+            "negative_generated_prompt_embeds": empty.generated_prompt_embeds,
+        }  # fmt: skip
+
+    sound = theirs(**prompt, generator=torch.Generator().manual_seed(7), **values).audios[0] * ours.gain
+
+    assert np.abs(ours.samples).max() > 1e-3
+    assert np.abs(ours.samples - sound[: len(ours.samples)]).max() < TOLERANCE
+    shutil.rmtree(folder)
