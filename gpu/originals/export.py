@@ -51,6 +51,7 @@ from gpu.originals.tensors import Entry, TensorFile, open_tensors
 from gpu.originals.writing import Planned, appearing, size_of, write_safetensors, write_torch
 from gpu.pipelines import apply_weights, require_base
 
+LINEAGE_KEY = "lineage"
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 Report = Callable[[str, int, int], None]
 Values = Callable[[], Iterable[bytes | memoryview]]
@@ -193,7 +194,7 @@ def _write_ckpt(source: _Source, destination: Path) -> None:
         raise Fault("export.impossible", f"{destination.name}: an original checkpoint ends in .ckpt or .pth")
     tensors = [_typed(tensor, kept, source) for tensor in _originals(source, side, kept)]
     step = source.trained.step if source.trained else source.facts.original.get("global_step")
-    extras: dict[str, Any] = {"audioldm_studio": json.dumps(source.lineage(), ensure_ascii=False)}
+    extras: dict[str, Any] = {LINEAGE_KEY: json.dumps(source.lineage(), ensure_ascii=False)}
     if isinstance(step, int):
         extras["global_step"] = step
     total = size_of(tensors)

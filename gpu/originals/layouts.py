@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu.errors import Fault
-from gpu.originals.tensors import Entry, TensorFile, open_tensors
+from gpu.originals.tensors import SAFETENSORS, Entry, TensorFile, open_tensors
 
 UNET, EMA, STAGE = "model.diffusion_model.", "model_ema.", "first_stage_model."
 VOCODER, LOSS = f"{STAGE}vocoder.", f"{STAGE}loss."
@@ -208,7 +208,7 @@ def describe_file(path: Path) -> FileFacts:
 def describe_tensors(file: TensorFile) -> FileFacts:
     """`describe_file` for a file that is open already."""
     about = {"size_bytes": file.size_bytes, "name": file.path.stem}
-    if WHOLE_KEY in file.extras:
+    if file.format == SAFETENSORS and WHOLE_KEY in file.extras:
         return _whole(file, about)
     if file.names and all(LORA.match(name) or name.endswith(".alpha") for name in file.names):
         return _lora(file, about)
