@@ -132,6 +132,7 @@ def listening_page(user, *, page: str | int | None = 1) -> Page:
         .select_related("owner", "checkpoint", "against")
         .annotate(done_count=Count("sessions", filter=Q(sessions__finished_at__isnull=False)))
         .prefetch_related(mine)
+        .order_by("-created_at")  # a count takes the model's own order away
     )
     return Paginator(rows, PER_PAGE).get_page(page)
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soxr
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import AutoTokenizer, ClapAudioModelWithProjection, ClapFeatureExtractor, ClapModel, ClapTextModelWithProjection
 
 from gpu.cache import model_digest
-from gpu.conditioning import clap_text_embeds
+from gpu.conditioning import Clap
 from gpu.errors import Fault
 from gpu.models import INDEX_FILE
+from gpu.sound import open_sound
 
 PEAK = 0.5
 """Every sound is heard at this peak, at which the trainer's front end hears them too; else a distance would measure the level."""
@@ -30,58 +29,51 @@ class Ears:
     """Maps words and sounds into one space.
 
     Attributes:
-        audio: what hears: the whole `ClapModel`, or `ClapAudioModelWithProjection`.
-        text: what reads: the same `ClapModel`, or `ClapTextModelWithProjection`.
-        sha256: digest of the folder that it was opened from.
+        sha256: digest of the folder that the CLAP was opened from.
     """
 
     name: str
-    audio: Any
-    text: Any
-    tokenizer: Any
-    extractor: Any
+    clap: Clap
     sha256: str
 
     @property
     def dimensions(self) -> int:
-        return int(self.audio.config.projection_dim)
+        return int(self.clap.audio.config.projection_dim)
 
     @property
     def sample_rate_hz(self) -> int:
-        return int(self.extractor.sampling_rate)
+        return int(self.clap.extractor.sampling_rate)
+
+    @property
+    def longest_s(self) -> float:
+        """How much of a sound is heard."""
+        return self.clap.extractor.nb_max_samples / self.sample_rate_hz
 
     @torch.no_grad()
     def read(self, texts: list[str]) -> NDArray[np.float64]:
         """[N, D], rows of length 1. Equal texts are read once."""
         distinct = list(dict.fromkeys(texts))
-        rows = []
-        for start in range(0, len(distinct), TEXTS_AT_ONCE):
-            embeds = clap_text_embeds(self.tokenizer, self.text, distinct[start : start + TEXTS_AT_ONCE])
-            rows.extend(embeds.double().cpu().numpy())
+        rows = [
+            row
+            for start in range(0, len(distinct), TEXTS_AT_ONCE)
+            for row in self.clap.text_embeds(distinct[start : start + TEXTS_AT_ONCE]).double().cpu().numpy()
+        ]
         by_text = dict(zip(distinct, rows, strict=True))
         return np.stack([by_text[text] for text in texts])
 
     @torch.no_grad()
     def hear(self, samples: NDArray, rate_hz: int) -> NDArray[np.float64]:
-        """The embedding of one mono sound, [S] -> [D], of length 1. Only as much as this CLAP takes in at once is heard."""
+        """The embedding of one mono sound, [S] -> [D], of length 1.
+
+        Raises:
+            Fault: `evaluation.ears_broken`, the answer is not finite.
+        """
         sound = np.nan_to_num(np.asarray(samples, dtype=np.float32), posinf=1.0, neginf=-1.0)
         peak = float(np.abs(sound).max(initial=0.0))
-        sound = sound * (PEAK / peak) if peak > 0 else sound
-        # Cut here: of a longer sound the extractor takes a piece at random.
-        heard = soxr.resample(sound, rate_hz, self.sample_rate_hz)[: self.extractor.nb_max_samples]
-        inputs = self.extractor([heard], sampling_rate=self.sample_rate_hz, return_tensors="pt")
-        embed = self._embed(inputs.input_features, inputs.get("is_longer"))
+        embed = self.clap.audio_embeds(sound * (PEAK / peak) if peak > 0 else sound, sample_rate_hz=rate_hz).double()
         if not torch.isfinite(embed).all():
             raise Fault("evaluation.ears_broken", f"the CLAP of {self.name} answers a sound with values that are no numbers")
-        return F.normalize(embed.double(), dim=-1)[0].cpu().numpy()
-
-    def _embed(self, features: Tensor, is_longer: Any) -> Tensor:
-        given: dict[str, Any] = {"input_features": features.to(self.audio.device, self.audio.dtype)}
-        if is_longer is not None:
-            given["is_longer"] = torch.as_tensor(is_longer).to(self.audio.device)
-        if hasattr(self.audio, "get_audio_features"):
-            return self.audio.get_audio_features(**given).pooler_output
-        return self.audio(**given).audio_embeds
+        return F.normalize(embed, dim=-1)[0].cpu().numpy()
 
 
 def open_ears(folder: Path, *, name: str, device: torch.device | str = "cpu", memo: Path | None = None) -> Ears:
@@ -95,12 +87,33 @@ def open_ears(folder: Path, *, name: str, device: torch.device | str = "cpu", me
     if not folder.is_dir():
         raise Fault("evaluation.cannot_hear", f"{folder} is not a folder with a CLAP")
     try:
-        audio, text, tokenizer, extractor = _parts(folder)
+        clap = _open(folder)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise Fault("evaluation.ears_broken", f"the CLAP of {name} cannot be opened: {str(error).splitlines()[0]}") from error
-    for part in {id(part): part for part in (audio, text)}.values():
+    for part in (clap.audio, clap.text):
         part.to(device).eval().requires_grad_(False)
-    return Ears(name=name, audio=audio, text=text, tokenizer=tokenizer, extractor=extractor, sha256=model_digest(folder, memo=memo))
+    return Ears(name=name, clap=clap, sha256=model_digest(folder, memo=memo))
+
+
+def hear_clip(ears: Ears, path: Path, *, rate_hz: int, length_s: float, windows: int = 1) -> NDArray[np.float64]:
+    """Up to `windows` pieces of a sound file, evenly spaced, as a model of that rate would make them: [W, D]; with one window [D].
+
+    Raises:
+        Fault: `clip.unreadable`.
+    """
+    with open_sound(path) as sound:
+        length = max(1, round(length_s * sound.samplerate))
+        count = min(windows, max(1, sound.frames // length))
+        rows = []
+        for start in np.linspace(0, max(0, sound.frames - length), count).astype(int):
+            sound.seek(int(start))
+            mono = sound.read(length, dtype="float32", always_2d=True).mean(axis=1)
+            rows.append(ears.hear(to_rate(mono, sound.samplerate, rate_hz), rate_hz))
+    return np.stack(rows) if windows > 1 else rows[0]
+
+
+def to_rate(samples: NDArray, rate_hz: int, wanted_hz: int) -> NDArray:
+    return samples if rate_hz == wanted_hz else soxr.resample(samples, rate_hz, wanted_hz)
 
 
 def can_hear(folder: Path) -> bool:
@@ -108,26 +121,32 @@ def can_hear(folder: Path) -> bool:
     return _layout(folder) != ""
 
 
-def _parts(folder: Path) -> tuple[Any, Any, Any, Any]:
+def _open(folder: Path) -> Clap:
     layout = _layout(folder)
     local = {"local_files_only": True}
     weights = {"dtype": torch.float32, "use_safetensors": True, **local}
-    if layout == "bare":
-        clap = ClapModel.from_pretrained(folder, **weights)
-        return clap, clap, AutoTokenizer.from_pretrained(folder, **local), ClapFeatureExtractor.from_pretrained(folder, **local)
     if not layout:
         raise Fault(
             "evaluation.cannot_hear",
             f"{folder.name} has no CLAP that hears (no audio half); name another one with --clap, e.g. a checkpoint of AudioLDM 2",
         )
-    extractor = ClapFeatureExtractor.from_pretrained(folder / "feature_extractor", **local)
-    tokenizer = "ranker_tokenizer" if layout == "ranker" and (folder / "ranker_tokenizer").is_dir() else "tokenizer"
-    words = AutoTokenizer.from_pretrained(folder / tokenizer, **local)
-    if layout == "halves":
-        audio = ClapAudioModelWithProjection.from_pretrained(folder / "audio_encoder", **weights)
-        return audio, ClapTextModelWithProjection.from_pretrained(folder / "text_encoder", **weights), words, extractor
-    clap = ClapModel.from_pretrained(folder / layout, **weights)
-    return clap, clap, words, extractor
+    if layout == "bare":
+        clap, words, extractor = ClapModel.from_pretrained(folder, **weights), folder, folder
+    else:
+        extractor = folder / "feature_extractor"
+        has_own = layout == "ranker" and (folder / "ranker_tokenizer").is_dir()
+        words = folder / ("ranker_tokenizer" if has_own else "tokenizer")
+        clap = None if layout == "halves" else ClapModel.from_pretrained(folder / layout, **weights)
+    audio = clap or ClapAudioModelWithProjection.from_pretrained(folder / "audio_encoder", **weights)
+    text = clap or ClapTextModelWithProjection.from_pretrained(folder / "text_encoder", **weights)
+    if getattr(getattr(audio.config, "audio_config", audio.config), "enable_fusion", False):
+        raise Fault("evaluation.ears_broken", f"the CLAP in {folder.name} fuses pieces of a long sound, which is not supported; name one that does not")
+    return Clap(
+        tokenizer=AutoTokenizer.from_pretrained(words, **local),
+        text=text,
+        audio=audio,
+        extractor=ClapFeatureExtractor.from_pretrained(extractor, **local),
+    )
 
 
 def _layout(folder: Path) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import soxr
 import torch
 from numpy.typing import NDArray
 
@@ -20,7 +19,7 @@ from gpu.config import EvaluateConfig, EvaluateJob, GenerateConfig
 from gpu.device import device_name, prepare_device, versions
 from gpu.errors import Fault
 from gpu.evaluation import metrics
-from gpu.evaluation.ears import Ears, open_ears
+from gpu.evaluation.ears import Ears, hear_clip, open_ears, to_rate
 from gpu.evaluation.report import (
     AGAINST,
     CHECKPOINT,
@@ -46,7 +45,6 @@ from gpu.generate import Generator
 from gpu.manifest import TRAIN, VALIDATION, ManifestClip, digest, read_manifest, sha256_of
 from gpu.models import describe
 from gpu.sampling import Stopped, candidate_seed
-from gpu.sound import open_sound
 
 MAX_WINDOWS = 8
 """Pieces of one training clip that outputs are compared with, evenly spaced; of a long recording not every moment is heard."""
@@ -128,7 +126,7 @@ class _Heard:
     def __init__(self, ears: Ears, job: EvaluateJob, *, announcer: Announcer, should_stop: Callable[[], bool], cache: TensorCache) -> None:
         self.ears = ears
         self.rate_hz = min(describe(Path(subject.model.base)).sample_rate_hz for subject in job.subjects)
-        self.length_s = min(job.config.audio_length_in_s, ears.extractor.nb_max_samples / ears.sample_rate_hz)
+        self.length_s = min(job.config.audio_length_in_s, ears.longest_s)
         self._announcer = announcer
         self._should_stop = should_stop
         self._cache = cache
@@ -152,7 +150,7 @@ class _Heard:
 
     def embed(self, samples: NDArray, rate_hz: int) -> NDArray[np.float64]:
         """[S] -> [D]"""
-        return self.ears.hear(soxr.resample(samples, rate_hz, self.rate_hz) if rate_hz != self.rate_hz else samples, self.rate_hz)
+        return self.ears.hear(to_rate(samples, rate_hz, self.rate_hz), self.rate_hz)
 
     def _embed_clip(self, clip: ManifestClip, windows: int) -> NDArray[np.float64]:
         path = Path(clip.audio)
@@ -160,14 +158,7 @@ class _Heard:
             raise Fault("clip.missing", f"{path} is not there any more", operator=True)
         if sha256_of(path) != clip.sha256:
             raise Fault("clip.changed", f"{path} is not the file that the evaluation has frozen")
-        with open_sound(path) as sound:
-            length = max(1, round(self.length_s * sound.samplerate))
-            count = min(windows, max(1, sound.frames // length))
-            embeds = []
-            for start in np.linspace(0, max(0, sound.frames - length), count).astype(int):
-                sound.seek(int(start))
-                embeds.append(self.embed(sound.read(length, dtype="float32", always_2d=True).mean(axis=1), sound.samplerate))
-        return np.stack(embeds)
+        return np.atleast_2d(hear_clip(self.ears, path, rate_hz=self.rate_hz, length_s=self.length_s, windows=windows))
 
     def _counted(self, items: list, stage: str) -> Iterator:
         for done, item in enumerate(items):

@@ -16,7 +16,7 @@ from gpu.events import CHECKPOINT, SAMPLE, VALIDATED
 from gpu.finetune.checkpoints import Checkpoints, Progress
 from gpu.finetune.control import NOW, Control
 from gpu.finetune.module import Denoiser
-from gpu.finetune.validation import ValidationLoss, ValidationSounds
+from gpu.finetune.validation import SoundFigures, ValidationLoss, ValidationSounds
 from gpu.sampling import Stopped
 
 SPEED_SMOOTHING = 0.9
@@ -133,23 +133,23 @@ class Validate(StepCallback):
         metrics = self.measure(module)
         if metrics:
             module.plateau.update(deciding_loss(metrics))
-        clap_score = self._make_sounds(module)
-        if clap_score is not None:
-            metrics["clap_score"] = clap_score
-        self._say(module, metrics)
+        figures = self._make_sounds(module)
+        if figures and figures.clap_score is not None:
+            metrics["clap_score"] = figures.clap_score
+        self._say(module, metrics, figures)
 
     def measure_for_checkpoint(self, module: Denoiser) -> None:
         """The loss alone, said too: a point more on the curve. The learning rate follows full validations only."""
         if self.progress.validated_at != module.step and (metrics := self.measure(module)):
             self._say(module, metrics)
 
-    def _say(self, module: Denoiser, metrics: dict[str, float]) -> None:
+    def _say(self, module: Denoiser, metrics: dict[str, float], figures: SoundFigures | None = None) -> None:
         best = self._is_best(metrics)
         self.announcer.say(
             VALIDATED,
             step=module.step,
             epoch=epoch_at(module.step, self.config, self.num_clips),
-            **{name: metrics.get(name) for name in ("loss", "loss_ema", "clap_score")},
+            **({name: metrics.get(name) for name in ("loss", "loss_ema", "clap_score")} | (figures.as_data() if figures else {})),
             best=best,
             learning_rate=module.learning_rate,
             **({} if self.loss.batches else {"message": "no clip is held out, so there is no validation loss"}),
@@ -164,7 +164,7 @@ class Validate(StepCallback):
             self.progress.validated_at = module.step
         return self.progress.metrics
 
-    def _make_sounds(self, module: Denoiser) -> float | None:
+    def _make_sounds(self, module: Denoiser) -> SoundFigures | None:
         # They have done their work, and the rest of the model needs the room: with every weight trained they are as large as the UNet.
         module.zero_grad(set_to_none=True)
         try:

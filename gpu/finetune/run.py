@@ -121,7 +121,7 @@ def finetune(folder: Path, announcer: Announcer, control: Control, *, show_bar: 
 
     validate = Validate(
         announcer, control, config, ValidationLoss(clips, config, **latents),
-        ValidationSounds(folder, prompts, config, studio), progress, num_clips=len(clips.train),
+        ValidationSounds(folder, prompts, config, studio, held_out=clips.validation), progress, num_clips=len(clips.train),
     )  # fmt: skip
     resumed, restore = state is not None, _RestoreOptimizer(state)
     del state  # three times the weights

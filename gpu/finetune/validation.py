@@ -1,31 +1,45 @@
 """How well a run does: the loss on held-out clips with the noise always the same, and sounds for the same prompts and seeds.
 
-The noise and the timesteps of the loss are fixed, so that two validations differ in nothing but the weights.
+The noise and the timesteps of the loss are fixed, so that two validations differ in nothing but the weights. The sounds are judged in
+short: how well they fit their prompts, how far they are from held-out clips where there are enough of both, and what is wrong with them.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 
 from gpu.config import FinetuneConfig, GenerateConfig, ModelRef
 from gpu.diffusion import denoising_loss, training_target
+from gpu.errors import Fault
+from gpu.evaluation import metrics
+from gpu.evaluation.ears import Ears, hear_clip
+from gpu.evaluation.report import NEAR_DUPLICATE
 from gpu.finetune.checkpoints import checkpoint_name
 from gpu.finetune.data import Batch, Clips, generator
 from gpu.finetune.module import Denoiser
 from gpu.generate import recipe_of, write_candidate
+from gpu.manifest import ManifestClip
 from gpu.pipelines import Embeds, LoadedPipeline, collate, encode_guided, load_pipeline
-from gpu.sampling import sample_sounds
+from gpu.sampling import Candidate, sample_sounds
+
+log = logging.getLogger(__name__)
 
 TIMESTEPS_PER_CLIP = 8
 MAX_FORWARDS = 128
 """Clip and timestep pairs of one loss. With many clips each gets fewer timesteps, then not every clip is heard."""
 MAX_PROMPTS = 3
 SAMPLES = "samples"
+MAX_REFERENCE = 64
+"""Held-out clips that a validation's sounds are compared with; more would cost time at every start and hardly narrow the interval."""
+SAME_SOUND = 0.999
+"""Cosine of two sounds that are one for every ear. No real sounds are at hand to learn a threshold from, so it is a strict one."""
 KEEP_PARTS_BYTES = 512 * 2**20
 """Text encoders, VAE and vocoder stay in memory while training when they are no larger than this (fp32)."""
 
@@ -111,11 +125,42 @@ class Studio:
                 torch.cuda.empty_cache()
 
 
-class ValidationSounds:
-    """Sounds for fixed prompts with fixed seeds, by the same way as every generation."""
+@dataclass(frozen=True, kw_only=True)
+class SoundFigures:
+    """What a validation's sounds come to, named as in its event. Each is the best of its candidates, so the CLAP score is a kind one.
 
-    def __init__(self, folder: Path, prompts: list[str], config: FinetuneConfig, studio: Studio) -> None:
+    Args:
+        clap_score: mean over the prompts, with its 95 % interval; None where the model cannot hear, or for one prompt the interval.
+        kad: kernel audio distance to held-out clips (`gpu.evaluation.metrics`), None with fewer than `metrics.KAD_MIN_SOUNDS` of either.
+        flagged: sounds that something is wrong with, of `sounds`.
+    """
+
+    sounds: int
+    flagged: int
+    clap_score: float | None = None
+    clap_low: float | None = None
+    clap_high: float | None = None
+    kad: float | None = None
+    kad_low: float | None = None
+    kad_high: float | None = None
+    kad_reference: int | None = None
+
+    def as_data(self) -> dict[str, Any]:
+        """What is known, for the event."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+class ValidationSounds:
+    """Sounds for fixed prompts with fixed seeds, by the same way as every generation.
+
+    Args:
+        held_out: real sounds to compare with.
+    """
+
+    def __init__(self, folder: Path, prompts: list[str], config: FinetuneConfig, studio: Studio, *, held_out: list[ManifestClip] | None = None) -> None:
         self.folder = folder
+        self.held_out = sorted(held_out or [], key=lambda clip: clip.sha256)[:MAX_REFERENCE]
+        self._reference: np.ndarray | None = None
         self.jobs = [
             GenerateConfig(
                 prompt=prompt,
@@ -138,8 +183,8 @@ class ValidationSounds:
         say: Callable[[dict[str, Any]], None],
         report: Callable[[str, int, int], None],
         should_stop: Callable[[], bool],
-    ) -> float | None:
-        """Make and write the best candidate for each prompt; return their mean CLAP score.
+    ) -> SoundFigures:
+        """Make and write the best candidate for each prompt; return what they come to.
 
         Args:
             say: given the data of each `sample` event.
@@ -150,7 +195,10 @@ class ValidationSounds:
         loaded = self.studio.open()
         folder = self.folder / SAMPLES / checkpoint_name(module.step)
         folder.mkdir(parents=True, exist_ok=True)
-        scores = []
+        best: list[Candidate] = []
+        embeds: list[np.ndarray] = []
+        flagged = 0
+        ears = Ears(name=loaded.facts.name, clap=loaded.ranker, sha256=loaded.base_sha256) if loaded.ranker else None
         try:
             with module.as_result():
                 for index, job in enumerate(self.jobs):
@@ -160,16 +208,62 @@ class ValidationSounds:
                     def on_step(done: int, total: int, index: int = index) -> None:
                         report("sampling", index * total + done, len(self.jobs) * total)
 
-                    best = sample_sounds(loaded, job, embeds=self._embeds[job.prompt], on_step=on_step, should_stop=should_stop)[0]
-                    recipe = recipe_of(loaded, job, best, provenance={"checkpoint_step": module.step})
-                    said = write_candidate(folder, f"prompt={index}.wav", best, loaded, recipe)
+                    best.append(sample_sounds(loaded, job, embeds=self._embeds[job.prompt], on_step=on_step, should_stop=should_stop)[0])
+                    recipe = recipe_of(loaded, job, best[-1], provenance={"checkpoint_step": module.step})
+                    said = write_candidate(folder, f"prompt={index}.wav", best[-1], loaded, recipe)
+                    if ears:
+                        embeds.append(ears.hear(best[-1].samples, loaded.mel.sample_rate_hz))
+                        said["flags"] += self._duplicate_flag(embeds)
+                    flagged += bool(said["flags"])
                     audio = f"{SAMPLES}/{folder.name}/prompt={index}.wav"
                     say({"step": module.step, "index": index, "prompt": job.prompt, **said, "audio": audio})
-                    if best.clap_score is not None:
-                        scores.append(best.clap_score)
+            return self._figures(best, embeds, ears, loaded, flagged=flagged, report=report)
         finally:
             self.studio.close()
-        return fmean(scores) if scores else None
+
+    def _figures(
+        self,
+        best: list[Candidate],
+        embeds: list[np.ndarray],
+        ears: Ears | None,
+        loaded: LoadedPipeline,
+        *,
+        flagged: int,
+        report: Callable[[str, int, int], None],
+    ) -> SoundFigures:
+        prompts = [job.prompt for job in self.jobs]
+        scores = [candidate.clap_score for candidate in best if candidate.clap_score is not None]
+        if ears is None or len(scores) < len(best) or not np.isfinite(scores).all():
+            return SoundFigures(sounds=len(best), flagged=flagged)
+        score = metrics.mean_interval(scores, groups=prompts, seed=0)
+        figures = {"clap_score": score.value, "clap_low": score.low, "clap_high": score.high}
+        if min(len(best), len(self.held_out)) >= metrics.KAD_MIN_SOUNDS and (reference := self._hear_held_out(ears, loaded, report)) is not None:
+            distance = metrics.kernel_distance(
+                np.stack(embeds), reference, groups=prompts, reference_groups=[clip.caption for clip in self.held_out]
+            )
+            figures |= {"kad": distance.value, "kad_low": distance.low, "kad_high": distance.high, "kad_reference": len(reference)}
+        return SoundFigures(sounds=len(best), flagged=flagged, **figures)
+
+    def _duplicate_flag(self, embeds: list[np.ndarray]) -> list[str]:
+        """Whether the newest sound is nearly the same as an earlier one for another prompt."""
+        prompt = self.jobs[len(embeds) - 1].prompt
+        others = [embed for job, embed in zip(self.jobs, embeds[:-1], strict=False) if job.prompt != prompt]
+        return [NEAR_DUPLICATE] if others and metrics.nearest(embeds[-1][None], np.stack(others))[1][0] > SAME_SOUND else []
+
+    def _hear_held_out(self, ears: Ears, loaded: LoadedPipeline, report: Callable[[str, int, int], None]) -> np.ndarray | None:
+        """[N, D], heard once a run: at the model's rate and as long as its sounds are. None when a file is gone: no reason to end a run."""
+        if self._reference is None:
+            rows = []
+            try:
+                for index, clip in enumerate(self.held_out):
+                    report("hearing held-out sounds", index, len(self.held_out))
+                    rows.append(hear_clip(ears, Path(clip.audio), rate_hz=loaded.mel.sample_rate_hz, length_s=self.jobs[0].audio_length_in_s))
+            except Fault as fault:
+                log.warning("the sounds are not compared with held-out ones: %s", fault.message)
+                self.held_out = []
+                return None
+            self._reference = np.stack(rows)
+        return self._reference
 
 
 def validation_prompts(config: FinetuneConfig, clips: Clips) -> list[str]:
