@@ -377,7 +377,7 @@ def _register(conversion: Conversion, data: dict[str, Any]) -> Checkpoint:
     )
     if row.folder != folder:
         transaction.on_commit(partial(shutil.rmtree, folder, ignore_errors=True))
-    elif config["licence"] and not row.licence:
+    elif config["licence"]:
         Checkpoint.objects.filter(pk=row.pk).update(licence=config["licence"])
     return row
 
