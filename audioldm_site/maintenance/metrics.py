@@ -1,4 +1,4 @@
-"""/metrics for Prometheus: jobs, queues, workers, disk, GPUs and events, in its text format. For this machine, or with METRICS_TOKEN."""
+"""/metrics for Prometheus: jobs, queues, workers, disk, GPUs and events, in its text format. For this machine, or with METRICS_TOKEN or a token of staff."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def metrics(request: HttpRequest) -> HttpResponse:
 def _may_look(request: HttpRequest) -> bool:
     text = tokens.bearer_text(request.headers.get("Authorization", ""))
     if text is not None:
-        expected = settings.ENVIRONMENT.metrics_token
-        return bool(expected) and hmac.compare_digest(text.encode(), expected.encode())
+        expected, token = settings.ENVIRONMENT.metrics_token, tokens.find_token(text)
+        return (bool(expected) and hmac.compare_digest(text.encode(), expected.encode())) or (token is not None and token.user.is_staff)
     return is_this_machine(request) or request.user.is_staff
 
 

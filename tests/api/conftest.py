@@ -75,3 +75,8 @@ def run_checkpoint(run) -> Checkpoint:
         owner=run.owner, name="tones, step 2", family="audioldm2", format="run", origin="run", run=run, base=run.base_checkpoint, method="lora",
         global_step=2, path=folder.relative_to(run.folder.parent.parent).as_posix(), sha256="82e0e2e3f0a1b1a0d4d0d6b2b9b8c0a0" * 2,
     )  # fmt: skip
+
+
+@pytest.fixture
+def base_checkpoint(db) -> Checkpoint:
+    return Checkpoint.objects.create(name="base", family="audioldm2", format="diffusers", origin="builtin", path="checkpoints/base")
