@@ -62,6 +62,7 @@ WORDS: dict[str, tuple[str, str, str, str]] = {
     "share.of_nobody": ("It needs no sharing", "What belongs to nobody is seen by everybody.", "", OWNER),
     # The machine
     "disk.full": ("The disk is full", "There is too little free space to write what comes next. Nothing that was complete has been lost.", "Free some space (old checkpoints, generations, the cache) or enlarge the volume, then press Resume.", OPERATOR),
+    "preflight.refused": ("It would not fit here", "The run needs more memory or disk than there is, or something that this machine or this model cannot do.", "Take the smaller options that are named, or free what is missing. Where only the size is the trouble, an estimate can be overruled: tick the box below it (in the terminal: --force).", OWNER),
     "memory.exhausted": ("Out of memory", "The model, its gradients and the batch did not fit into memory.", "Choose a smaller batch with more accumulation, LoRA instead of full, gradient checkpointing, or shorter sounds; then try again.", OWNER),
     "process.died": ("The process ended without a word", "It was killed from outside or crashed. Signal 9 often means that the system ran out of memory.", "Press Resume: it goes on from the last checkpoint. If it dies again, try a smaller batch and read the log's end.", OPERATOR),
     "worker.lost": ("The worker was lost again and again", "The job was started several times and its worker disappeared each time before it got any further.", "Look at the machine's memory and its log, then press Resume.", OPERATOR),

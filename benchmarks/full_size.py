@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import shutil
@@ -28,8 +29,9 @@ from statistics import median
 from typing import Any
 
 import psutil
+import torch
 
-from benchmarks.published import MODELS
+from benchmarks.published import MODELS, parts, unet_config
 from benchmarks.report import RESULTS, machine
 from benchmarks.training_step import bare_steps, write_run
 from gpu.config import FinetuneConfig, FinetuneJob, GenerateConfig, GenerateJob, ModelRef
@@ -88,7 +90,11 @@ def main() -> None:
     parser.add_argument("--cases", type=int, nargs="*", help="numbers of the kinds of step to measure, from 0; all when not given")
     parser.add_argument("--without-bare", action="store_true", help="leave the bare steps out")
     parser.add_argument("--generation", action="store_true", help="with --cases: also a generation and a resume")
+    parser.add_argument("--write-measurements", action="store_true", help="only write gpu/measurements.json anew from the results")
     arguments = parser.parse_args()
+    if arguments.write_measurements:
+        write_measurements()
+        return
     if arguments.bare:
         print(json.dumps(_bare(*arguments.bare)))
         return
@@ -101,6 +107,7 @@ def main() -> None:
             if arguments.cases is None or arguments.generation:
                 keep(measure_generation(name, home / name, home))
                 keep(measure_resume(name, home / name, home))
+    write_measurements()
 
 
 def measure_model(name: str, home: Path, cases: list[dict[str, Any]], *, with_bare: bool) -> None:
@@ -246,6 +253,35 @@ def _bare(model: str, run: str, steps: str) -> dict[str, float]:
     pairs = bare_steps(Path(run), Path(model), job.config, cache=Path(str(job.cache_dir)), steps=int(steps), alone=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"wall_s": median(wall for wall, _ in pairs), "cpu_s": median(cpu for _, cpu in pairs), "resident_bytes": peak}
+
+
+def write_measurements() -> None:
+    """What estimates rest on (`gpu.preflight`): the sizes of the published models, and what a step of each measured kind took."""
+    rows = []
+    for result in json.loads((RESULTS / "full_size.json").read_text()):
+        settings = dict(result["settings"])
+        if settings.pop("what") != "training" or result["step"]["repetitions"] < 2:
+            continue
+        rows.append({
+            "model": settings.pop("model"), "config": settings, "cpu_s": round(result["step"]["cpu_s"], 3),
+            "wall_s": round(result["step"]["wall_s"], 3), "resident_bytes": result["peak"]["resident_bytes"],
+            "device": result["machine"]["device"],
+        })  # fmt: skip
+    content = {"models": {name: model_facts(name) for name in MODELS}, "rows": rows}
+    MEASUREMENTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def model_facts(name: str) -> dict[str, Any]:
+    """What an estimate needs to know of a published model, without its weights."""
+    with torch.device("meta"):
+        built = {part: build() for part, kind, build in parts(name) if "Tokenizer" not in kind and "Feature" not in kind}
+    vocoder = built["vocoder"].config
+    levels = len(built["vae"].config.block_out_channels)
+    return {
+        "parameters": {part: sum(weight.numel() for weight in module.parameters()) for part, module in built.items() if part != "scheduler"},
+        "sample_rate_hz": vocoder.sampling_rate, "n_mels": vocoder.model_in_dim, "latent_scale": 2 ** (levels - 1),
+        "hop_length": math.prod(vocoder.upsample_rates), "latent_channels": built["vae"].config.latent_channels, "unet": unet_config(name),
+    }  # fmt: skip
 
 
 def seconds(event: Event) -> float:

@@ -73,6 +73,7 @@ def unet_config(name: str) -> dict[str, Any]:
             "cross_attention_dim": [attends_to] * 4, "attention_head_dim": tuple(width // 32 for width in widths)}  # fmt: skip
 
 
+PIPELINES = {"audioldm2": "AudioLDM2Pipeline", "audioldm2-large": "AudioLDM2Pipeline", "audioldm-t5": "AudioLDMT5Pipeline"}
 MODELS = ("audioldm-s", "audioldm-m", "audioldm-l", "audioldm-t5", "audioldm-48k", "audioldm2", "audioldm2-large")
 
 
@@ -115,10 +116,16 @@ def parts(name: str) -> Iterator[tuple[str, str, Callable[[], Any]]]:
         num_train_timesteps=1000, beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear", clip_sample=False,
         set_alpha_to_one=False, steps_offset=1,
     )  # fmt: skip
-    yield "tokenizer", "transformers RobertaTokenizer", lambda: roberta_tokenizer(list(CAPTIONS), vocabulary_size=300)
+    if name == "audioldm-t5":
+        yield "tokenizer", "transformers T5Tokenizer", lambda: t5_tokenizer(list(CAPTIONS), vocabulary_size=300)
+    else:
+        yield "tokenizer", "transformers RobertaTokenizer", lambda: roberta_tokenizer(list(CAPTIONS), vocabulary_size=300)
     yield "unet", f"diffusers {type_name(name)}", lambda: build_unet(name)
     yield "vae", "diffusers AutoencoderKL", lambda: build_vae(name)
     yield "vocoder", "transformers SpeechT5HifiGan", lambda: build_vocoder(name)
+    if name == "audioldm-t5":
+        yield "text_encoder", "transformers T5EncoderModel", lambda: T5EncoderModel(T5Config(**T5_LARGE))
+        return
     if not v2:
         yield "text_encoder", "transformers ClapTextModelWithProjection", lambda: ClapTextModelWithProjection(ClapTextConfig(**CLAP_TEXT))
         return
@@ -139,7 +146,7 @@ def type_name(name: str) -> str:
 def write_published(name: str, folder: Path) -> Path:
     """Write the model as a diffusers folder, part by part."""
     torch.manual_seed(0)
-    index: dict[str, Any] = {"_class_name": "AudioLDM2Pipeline" if name.startswith("audioldm2") else "AudioLDMPipeline", "_diffusers_version": "0.42.1"}
+    index: dict[str, Any] = {"_class_name": PIPELINES.get(name, "AudioLDMPipeline"), "_diffusers_version": "0.42.1"}
     for part, kind, build in parts(name):
         built = build()
         if part == "vocoder":

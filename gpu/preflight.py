@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -44,6 +45,7 @@ TEXT_ENTRY_BYTES = 64 * 2**10
 BACKWARD = {"full": 3.0, "lora": 2.0}
 """Passes of a step in units of a forward pass: backward is two, one for the inputs and one for the weights."""
 MAX_WINDOWS = 32
+NON_COMMERCIAL = re.compile(r"(^|[^a-z])nc([^a-z]|$)|non-?commercial", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ class Finding:
     """Something that the user should know. `stop` refuses the run (unless forced where `can_force`)."""
 
     level: str
-    code: str
+    about: str
     message: str
     can_force: bool = False
 
@@ -270,15 +272,45 @@ UPDATE_WORK = 100.0
 """Multiply-adds that take as long as AdamW's update of one weight, which waits for memory. From measurements.json."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A row of measurements.json: a published model at its full size, and what a step and the whole run took."""
+
+    model: str
+    facts: ModelFacts
+    size: ModelSize
+    config: FinetuneConfig
+    cpu_s: float
+    resident_bytes: int
+    device: str
+
+
+def published() -> dict[str, tuple[ModelFacts, ModelSize]]:
+    """The published models' sizes, by name."""
+    return {name: _of_published(name, raw) for name, raw in _read_measurements()["models"].items()}
+
+
 @lru_cache
-def measurements() -> list[dict[str, Any]]:
-    """The rows of measurements.json: steps of full-size models, each with CPU seconds and memory."""
-    return json.loads(MEASUREMENTS.read_text(encoding="utf-8"))["rows"]
+def measurements() -> list[Measured]:
+    """The full-size runs that were measured (`benchmarks.full_size`)."""
+    models = published()
+    return [
+        Measured(
+            model=row["model"], facts=models[row["model"]][0], size=models[row["model"]][1], config=FinetuneConfig.parse({**BENCHMARKED, **row["config"]}),
+            cpu_s=row["cpu_s"], resident_bytes=row["resident_bytes"], device=row["device"],
+        )
+        for row in _read_measurements()["rows"]
+    ]  # fmt: skip
 
 
+BENCHMARKED = {"num_waveforms_per_prompt": 1, "max_train_steps": 3, "lora_rank": 16}
+"""What benchmarks.full_size chooses, beside what stands in each row."""
+
+
+@lru_cache
 def measured_speed() -> float:
     """Multiply-adds of a core in a second: the median of the measured runs."""
-    return median(row["work"] / row["cpu_s"] for row in measurements())
+    return median(step_work(row.facts, row.size, row.config) / row.cpu_s for row in measurements())
 
 
 def smaller(facts: ModelFacts, size: ModelSize, config: FinetuneConfig, machine: Machine) -> dict[str, Any]:
@@ -330,6 +362,20 @@ def mel_frames(facts: ModelFacts, size: ModelSize, duration_s: float) -> int:
     return max(1, math.ceil(int(duration_s * facts.sample_rate_hz) / per_latent)) * facts.latent_scale
 
 
+@lru_cache
+def _read_measurements() -> dict[str, Any]:
+    return json.loads(MEASUREMENTS.read_text(encoding="utf-8"))
+
+
+def _of_published(name: str, raw: Mapping[str, Any]) -> tuple[ModelFacts, ModelSize]:
+    family = "audioldm2" if name.startswith("audioldm2") else "audioldm_t5" if name == "audioldm-t5" else "audioldm"
+    facts = ModelFacts(
+        name=name, family=family, pipeline_class="", sample_rate_hz=raw["sample_rate_hz"], n_mels=raw["n_mels"], latent_scale=raw["latent_scale"],
+        prediction_type="epsilon", parameters=raw["parameters"], size_bytes=4 * sum(raw["parameters"].values()), ranks_by_clap=False,
+    )  # fmt: skip
+    return facts, ModelSize(unet=raw["unet"], hop_length=raw["hop_length"], latent_channels=raw["latent_channels"])
+
+
 def _cost(facts: ModelFacts, size: ModelSize, duration_s: float) -> UNetCost:
     high, wide = latent_size(facts, size, duration_s)
     return unet_cost(size.unet, height=high, width=wide)
@@ -347,11 +393,11 @@ def _memory_findings(verdict: str, needed: int, machine: Machine, parts: Mapping
     if verdict == TOO_LARGE:
         largest = max(parts, key=lambda part: parts[part])
         return [
-            Finding(level=STOP, code="memory.too_small", can_force=True,
+            Finding(level=STOP, about="memory", can_force=True,
                     message=f"it needs about {gib(needed)} of memory, most of it for {largest} ({gib(parts[largest])}); {where}")
         ]  # fmt: skip
     if verdict == TIGHT:
-        return [Finding(level=WARN, code="memory.tight", message=f"it needs about {gib(needed)} of memory; {where}")]
+        return [Finding(level=WARN, about="memory", message=f"it needs about {gib(needed)} of memory; {where}")]
     return []
 
 
@@ -360,25 +406,25 @@ def _disk_findings(parts: Mapping[str, int], machine: Machine) -> list[Finding]:
     if needed + DISK_MARGIN_BYTES <= machine.disk_free_bytes:
         return []
     words = f"it will write about {gib(needed)} ({gib(parts['checkpoints'])} of checkpoints, {gib(parts['cache'])} of cache); {gib(machine.disk_free_bytes)} are free"
-    return [Finding(level=STOP, code="disk.too_small", message=words, can_force=True)]
+    return [Finding(level=STOP, about="disk", message=words, can_force=True)]
 
 
 def _model_findings(facts: ModelFacts, config: FinetuneConfig, machine: Machine, rates_hz: list[int]) -> list[Finding]:
     found = []
     if not facts.can_finetune:
-        found.append(Finding(level=STOP, code="checkpoint.not_trainable", message=facts.why_not or f"{facts.name} cannot be trained"))
+        found.append(Finding(level=STOP, about="model", message=facts.why_not or f"{facts.name} cannot be trained"))
     if config.mixed_precision in ("bf16", "fp16") and machine.device == "cpu":
         words = f"mixed_precision ({config.mixed_precision}) needs a GPU, and this machine trains on its processor: choose auto or no"
-        found.append(Finding(level=STOP, code="config.precision_needs_gpu", message=words))
-    if "nc" in facts.licence.lower().replace("_", "-").split("-") or "noncommercial" in facts.licence.lower().replace("-", ""):
-        found.append(Finding(level=NOTE, code="licence.non_commercial", message=f"the model's licence ({facts.licence}) forbids commercial use, of the result too"))
+        found.append(Finding(level=STOP, about="precision", message=words))
+    if NON_COMMERCIAL.search(facts.licence):
+        found.append(Finding(level=NOTE, about="licence", message=f"the model's licence ({facts.licence}) forbids commercial use, of the result too"))
     lower = [rate for rate in rates_hz if rate < facts.sample_rate_hz]
     if lower:
         words = f"{len(lower)} of {len(rates_hz)} clips have fewer than the model's {facts.sample_rate_hz} samples a second: from them it learns nothing above {min(lower) // 2} Hz"
-        found.append(Finding(level=WARN, code="rate.lower", message=words))
+        found.append(Finding(level=WARN, about="rate", message=words))
     if rates_hz and max(rates_hz) > facts.sample_rate_hz:
         words = f"the model works at {facts.sample_rate_hz} Hz: what the clips hold above {facts.sample_rate_hz // 2} Hz is lost"
-        found.append(Finding(level=NOTE, code="rate.higher", message=words))
+        found.append(Finding(level=NOTE, about="rate", message=words))
     return found
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import psutil
 from django.conf import settings
@@ -22,7 +23,7 @@ from gpu.config import FinetuneConfig
 from gpu.errors import Fault
 from gpu.events import PROGRESS, STARTED
 from gpu.models import describe
-from gpu.preflight import Earlier, Estimate, Machine, ModelSize, estimate, in_words
+from gpu.preflight import Earlier, Estimate, Machine, ModelSize, estimate, gib, in_words
 from training_app import storage
 from training_app.models import Checkpoint, TrainingEvent, TrainingRun
 
@@ -71,6 +72,39 @@ def require(*, dataset: Dataset, checkpoint: Checkpoint, config: FinetuneConfig,
     if stops:
         advice = f"; this would fit: {in_words(found.suggestion)}" if found.suggestion else ""
         raise Fault("preflight.refused", "; ".join(finding.message for finding in stops) + advice)
+
+
+def shown(found: Estimate | None, *, forced: bool = False) -> dict[str, Any]:
+    """What templates/training/_estimate.html shows."""
+    if found is None:
+        return {"unchecked": "The model's files cannot be read, so nothing can be said about it."}
+    return {
+        "estimate": found,
+        "suggestion": in_words(found.suggestion),
+        "can_force": bool(found.stops) and all(finding.can_force for finding in found.stops),
+        "forced": forced,
+    }
+
+
+def in_one_line(found: Estimate | None) -> str:
+    """For the terminal: memory, time and disk, each with what it rests on."""
+    if found is None:
+        return "no estimate: the model's files cannot be read"
+    here = found.machine
+    time = "time unknown until the first run on this device"
+    if found.step_s is not None and found.total_s is not None:
+        time = f"{found.step_s:.2g} s a step, {found.total_s / 3600:.1f} h in all ({found.time_basis})"
+    return (
+        f"memory {found.verdict}: about {gib(found.memory_bytes)} of {gib(here.memory_bytes)} on {here.name} ({found.memory_basis}); "
+        f"{time}; disk {gib(found.disk_bytes)} of {gib(here.disk_free_bytes)} free"
+    )
+
+
+def of_run(run: TrainingRun) -> str:
+    """The estimate of a run that was just made, in one line."""
+    if not run.dataset or not run.base_checkpoint:
+        return in_one_line(None)
+    return in_one_line(check(dataset=run.dataset, checkpoint=run.base_checkpoint, config=FinetuneConfig.parse(run.config)))
 
 
 def machine() -> Machine:

@@ -21,7 +21,7 @@ from gpu.config import FinetuneConfig, FinetuneJob
 from gpu.errors import Fault
 from gpu.events import CHECKPOINT, PROGRESS, STARTED, VALIDATED, Event
 from gpu.manifest import MANIFEST_FILE
-from training_app import storage
+from training_app import preflight, storage
 from training_app.models import Checkpoint, TrainingRun
 
 log = logging.getLogger(__name__)
@@ -39,18 +39,21 @@ def create_run(
     notes: str = "",
     tags: str = "",
     enqueue: bool = True,
+    force: bool = False,
 ) -> TrainingRun:
     """Freeze a run's inputs in its folder and put it in line.
 
     Args:
         values: parameters by name; what is absent comes from the checkpoint's own recommendation, then from the configuration.
         enqueue: False leaves the run waiting without a queue entry, for a caller that executes it itself.
+        force: also where memory or disk seem too small.
     Raises:
         ConfigError: wrong values, by name.
-        Fault: the dataset or the checkpoint cannot be trained on.
+        Fault: the dataset or the checkpoint cannot be trained on, or it would not fit (`preflight.refused`).
     """
     config = FinetuneConfig.parse({**FinetuneConfig.known(storage.recommended(base_checkpoint)), **values})
     _require_trainable(dataset, base_checkpoint)
+    preflight.require(dataset=dataset, checkpoint=base_checkpoint, config=config, force=force)
     run = TrainingRun(
         owner=owner,
         name=(name or "").strip()[:120] or f"{dataset.name} on {base_checkpoint.name}"[:120],

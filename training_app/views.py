@@ -25,7 +25,7 @@ from audioldm_site.names import id_or_none
 from gpu.config import PRESETS, FinetuneConfig
 from gpu.errors import Fault
 from gpu.sound import spectrogram_png
-from training_app import conversions, selectors, services, storage
+from training_app import conversions, preflight, selectors, services, storage
 from training_app.forms import ContinueForm, NotesForm, RunForm, initial_values, preset_cards
 from training_app.models import Checkpoint, TrainingRun
 
@@ -57,15 +57,22 @@ def index(request: HttpRequest) -> HttpResponse:
 
 
 def new(request: HttpRequest) -> HttpResponse:
+    fit: dict[str, Any] = {}
     if request.method == "POST":
         form = RunForm(request.POST, user=request.user)
-        if form.is_valid() and (run := _create(request, form)):
-            messages.success(request, _queued_words(run))
-            return redirect("training:run", run.pk)
+        if form.is_valid():
+            if "check" not in request.POST and (run := _create(request, form)):
+                messages.success(request, _queued_words(run))
+                messages.info(request, f"Estimate: {preflight.of_run(run)}.")
+                return redirect("training:run", run.pk)
+            fit = _fit(request, form)
+        else:
+            fit = {"unchecked": "Mend the values that are marked, then check again."}
     else:
         form = RunForm(user=request.user, initial=_initial(request))
     preset = request.GET.get("preset", "")
     context = {
+        **fit,
         "form": form,
         "cards": preset_cards(preset),
         "chosen": {
@@ -74,7 +81,7 @@ def new(request: HttpRequest) -> HttpResponse:
             "recommended": selectors.recommendations(form.fields["checkpoint"].queryset),
         },
     }
-    return render(request, "training/new.html", context, status=422 if form.is_bound else 200)
+    return render(request, "training/new.html", context, status=422 if form.errors else 200)
 
 
 @require_safe
@@ -319,12 +326,21 @@ def _create(request: HttpRequest, form: RunForm) -> TrainingRun | None:
             values=form.values(),
             name=chosen["name"],
             tags=chosen["tags"],
+            force="force" in request.POST,
         )
     except Fault as fault:
         form.add_error(None, fault.message)
     except ValidationError as error:
         form.add_error(None, error)
     return None
+
+
+def _fit(request: HttpRequest, form: RunForm) -> dict[str, Any]:
+    """What the run of a checked form would need here."""
+    chosen = form.cleaned_data
+    config = FinetuneConfig.parse(form.values())
+    found = preflight.check(dataset=chosen["dataset"], checkpoint=chosen["checkpoint"], config=config)
+    return preflight.shown(found, forced="force" in request.POST)
 
 
 def _initial(request: HttpRequest) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from audioldm_site.management.parameters import add_parameters, given
 from datasets_app.models import Dataset
 from gpu.config import PRESETS, FinetuneConfig
 from gpu.errors import Fault
-from training_app import services, tasks
+from training_app import preflight, services, tasks
 from training_app.lookup import by_name_or_id
 from training_app.models import Checkpoint, TrainingRun
 
@@ -30,9 +30,10 @@ class Command(StudioCommand):
         parser.add_argument("--name", help="of the run")
         parser.add_argument("--preset", choices=PRESETS, help="start from these values; flags change them")
         parser.add_argument("--detach", action="store_true", help="put the run in line for a worker and return at once")
+        parser.add_argument("--force", action="store_true", help="start also where memory or disk seem too small")
         add_parameters(parser, FinetuneConfig)
 
-    def run(self, *, dataset, checkpoint, name, preset, detach, **options):
+    def run(self, *, dataset, checkpoint, name, preset, detach, force, **options):
         here = not detach and not queue.workers_alive("training")
         run = services.create_run(
             owner=None,
@@ -41,7 +42,9 @@ class Command(StudioCommand):
             values={**PRESETS.get(preset, {}), **given(options, FinetuneConfig)},
             name=name,
             enqueue=not here,
+            force=force,
         )
+        tqdm.write(preflight.of_run(run), file=sys.stderr)
         if not detach:
             perform(run, here=here)
         run.refresh_from_db()
