@@ -7,6 +7,7 @@ validation loss. Each may only rule out what it shows to be worse; what none can
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -17,7 +18,6 @@ from audioldm_site.jobs.models import Status
 from generation_app.listenings import Tally, tally
 from generation_app.models import Evaluation, Listening
 from gpu.evaluation.report import AGAINST, CHECKPOINT
-from gpu.events import STARTED
 from training_app.models import Checkpoint, TrainingRun
 
 LOSS_TIE = 0.01
@@ -42,12 +42,18 @@ class Suggestion:
     decided_by: str = ""
 
 
-def suggest(run: TrainingRun) -> Suggestion | None:
-    """None while the run has fewer than two checkpoints whose files are there."""
-    candidates = list(run.checkpoints.filter(missing=False).order_by("global_step"))
+def suggest(run: TrainingRun, *, checkpoints: Sequence[Checkpoint] | None = None, validation_clips: int | None = None) -> Suggestion | None:
+    """None while the run has fewer than two checkpoints whose files are there.
+
+    Args:
+        checkpoints: of the run, where the caller has read them already.
+        validation_clips: how many clips the validation loss rests on, where it is known.
+    """
+    rows = run.checkpoints.all() if checkpoints is None else checkpoints
+    candidates = sorted((row for row in rows if not row.missing), key=lambda row: row.global_step or 0)
+    evidence = _Evidence.about(run, candidates, validation_clips=validation_clips)
     if len(candidates) < 2:
         return None
-    evidence = _Evidence.about(run, candidates)
     left, reasons, doubts, decided_by = candidates, [], [], ""
     for kind, ruling in (("listening", evidence.by_listening), ("clap", evidence.by_clap), ("loss", evidence.by_loss)):
         kept, said, doubted = ruling(left)
@@ -78,15 +84,13 @@ class _Evidence:
     candidates: list[Checkpoint]
 
     @classmethod
-    def about(cls, run: TrainingRun, candidates: list[Checkpoint]) -> _Evidence:
-        ids = [row.pk for row in candidates]
-        started = run.events.filter(type=STARTED).order_by("-seq").first()
-        evaluations = Evaluation.objects.filter(status=Status.SUCCEEDED, checkpoint__in=ids).order_by("-created_at")
+    def about(cls, run: TrainingRun, candidates: list[Checkpoint], *, validation_clips: int | None) -> _Evidence:
+        evaluations = Evaluation.objects.filter(status=Status.SUCCEEDED, checkpoint__run=run).order_by("-created_at")
         return cls(
             run=run,
-            heard=_heard(ids),
+            heard=_heard(run),
             evaluations=[row for row in evaluations if row.summary],
-            validation_clips=started.data.get("validation_clips") if started else None,
+            validation_clips=validation_clips,
             candidates=candidates,
         )
 
@@ -192,10 +196,10 @@ class _Evidence:
 NOTHING = Tally(wins=0, losses=0, neither=0)
 
 
-def _heard(ids: list[Any]) -> dict[tuple[Any, Any], Tally]:
-    """Answers of finished listeners, by the two checkpoints, over all tests that compare them."""
+def _heard(run: TrainingRun) -> dict[tuple[Any, Any], Tally]:
+    """Answers of finished listeners, by the two checkpoints, over all tests that compare one of the run's."""
     answers: dict[tuple[Any, Any], list] = defaultdict(list)
-    for listening in Listening.objects.filter(Q(checkpoint__in=ids) | Q(against__in=ids)).prefetch_related("sessions__answers"):
+    for listening in Listening.objects.filter(Q(checkpoint__run=run) | Q(against__run=run)).prefetch_related("sessions__answers"):
         for session in listening.sessions.all():
             if session.finished_at:
                 answers[listening.checkpoint_id, listening.against_id] += list(session.answers.all())

@@ -27,4 +27,6 @@ def span(interval: tuple[float, float]) -> float:
 @register.inclusion_tag("evaluation/_best.html", takes_context=True)
 def best_checkpoint(context: dict[str, Any], run: TrainingRun) -> dict[str, Any]:
     """Which checkpoint of a run to use, and why; nothing while there are fewer than two."""
-    return {"suggestion": suggest(run), "run": run, "user": context.get("user"), "csrf_token": context.get("csrf_token")}
+    started = (context.get("snapshot") or {}).get("started") or {}
+    suggestion = suggest(run, checkpoints=context.get("checkpoints"), validation_clips=started.get("validation_clips"))
+    return {"suggestion": suggestion, "run": run, "user": context.get("user"), "csrf_token": context.get("csrf_token")}

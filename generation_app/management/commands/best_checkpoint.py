@@ -2,6 +2,7 @@
 
 from audioldm_site.management.base import StudioCommand
 from generation_app.best import suggest
+from gpu.events import STARTED
 from training_app import services
 from training_app.lookup import by_name_or_id
 from training_app.models import TrainingRun
@@ -17,7 +18,8 @@ class Command(StudioCommand):
 
     def run(self, *, run_name, pin, **options):
         run = by_name_or_id(TrainingRun.objects.all(), run_name, what="run")
-        found = suggest(run)
+        started = run.events.filter(type=STARTED).order_by("-seq").first()
+        found = suggest(run, validation_clips=started.data.get("validation_clips") if started else None)
         best = found.checkpoint if found else None
         if best and pin:
             services.set_pinned(best, pinned=True)

@@ -84,9 +84,9 @@ function changedFragments(before, after, types) {
   const names = new Set();
   const noteworthy = types.some((type) => !["progress", "waiting"].includes(type));
   if (noteworthy) names.add("log").add("spent");
-  if (before.checkpoints !== after.checkpoints) names.add("checkpoints");
+  if (before.checkpoints !== after.checkpoints) names.add("checkpoints").add("best");
   if (before.status !== after.status || types.some((type) => ["started", "finished", "stopped", "failed"].includes(type))) {
-    for (const name of ["status", "actions", "notices", "checkpoints", "frozen"]) names.add(name);
+    for (const name of ["status", "actions", "notices", "checkpoints", "best", "frozen"]) names.add(name);
   }
   return [...names];
 }
