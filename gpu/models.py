@@ -360,7 +360,7 @@ def _stream_widths(folder: Path, family: str) -> list[int]:
 def _variant(family: str, unet: Mapping[str, Any], vocoder: Mapping[str, Any], *, speaks: bool) -> str:
     """What people call a model of this architecture. Music and full differ in nothing that a configuration could say."""
     if family == "audioldm_t5":
-        return "AudioLDM T5"
+        return "AudioLDM Flan-T5"
     if family == "audioldm2":
         deep = unet.get("transformer_layers_per_block", 1) not in (1, [1])
         return "AudioLDM 2 speech" if speaks else "AudioLDM 2 large" if deep else "AudioLDM 2"

@@ -36,7 +36,7 @@ def sounds(folder: Path, weights: Path | None = None) -> list:
 @pytest.mark.parametrize("variant, family, name, rate, bins, scale, guidance", [
     ("audioldm", "audioldm", "AudioLDM", 16_000, 64, 4, 2.5),
     ("audioldm_48k", "audioldm", "AudioLDM 48 kHz", 48_000, 256, 8, 3.5),
-    ("audioldm_t5", "audioldm_t5", "AudioLDM T5", 16_000, 64, 4, 3.5),
+    ("audioldm_t5", "audioldm_t5", "AudioLDM Flan-T5", 16_000, 64, 4, 3.5),
     ("audioldm2", "audioldm2", "AudioLDM 2", 16_000, 64, 4, 3.5),
     ("audioldm2_large", "audioldm2", "AudioLDM 2 large", 16_000, 64, 4, 3.5),
 ])  # fmt: skip
