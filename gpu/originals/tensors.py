@@ -479,7 +479,7 @@ def _open_safetensors(path: Path, file: BinaryIO, size: int) -> TensorFile:
         metadata = header.pop("__metadata__", {})
         tensors = {name: (Entry(_shape(about["shape"]), str(about["dtype"])), *map(int, about["data_offsets"])) for name, about in header.items()}
         extras = {str(key): value for key, value in metadata.items() if isinstance(value, str)}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise Fault("checkpoint.malformed", f"{path.name}: its header cannot be read ({type(error).__name__})") from error
 
     names: dict[str, Entry] = {}
