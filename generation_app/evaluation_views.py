@@ -163,17 +163,19 @@ def _create(request: HttpRequest, form: EvaluationForm) -> Evaluation | None:
 
 
 def _initial(request: HttpRequest) -> dict[str, Any]:
-    """`?checkpoint=` with its own defaults and the dataset that it was trained on, `?dataset=`."""
+    """`?checkpoint=` with its own defaults and the dataset that it was trained on, `?dataset=`, `?against=`."""
     values = {parameter.name: parameter.default for parameter in EvaluateConfig.parameters()} | {"against": BASE}
     form = EvaluationForm(user=request.user)
     playable = form.fields["checkpoint"].queryset
-    checkpoint = playable.filter(pk=id_or_none(request.GET.get("checkpoint"))).select_related("run").first()
+    # Some checkpoint is chosen in any case: its own duration and sampler are the ones to start from.
+    checkpoint = playable.filter(pk=id_or_none(request.GET.get("checkpoint"))).select_related("run").first() or playable.first()
     dataset = id_or_none(request.GET.get("dataset"))
     if checkpoint:
         values |= EvaluateConfig.known(storage.recommended(checkpoint)) | {"checkpoint": checkpoint.pk}
         dataset = dataset or (checkpoint.run.dataset_id if checkpoint.run else None)
     if against := id_or_none(request.GET.get("against")):
         values["against"] = str(against)
+    dataset = dataset or form.fields["dataset"].queryset.values_list("pk", flat=True).first()
     if dataset:
         values["dataset"] = dataset
     return values

@@ -189,7 +189,7 @@ def _create(request: HttpRequest, form: ListeningForm) -> Listening | None:
 def _initial(request: HttpRequest) -> dict[str, Any]:
     values: dict[str, Any] = {parameter.name: parameter.default for parameter in ListenConfig.parameters()}
     playable = ListeningForm(user=request.user).fields["checkpoint"].queryset
-    checkpoint = playable.filter(pk=id_or_none(request.GET.get("checkpoint"))).select_related("run__dataset").first()
+    checkpoint = playable.filter(pk=id_or_none(request.GET.get("checkpoint"))).select_related("run").first() or playable.first()
     if checkpoint:
         values |= ListenConfig.known(storage.recommended(checkpoint)) | {"checkpoint": checkpoint.pk}
         if checkpoint.run:
