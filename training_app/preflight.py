@@ -21,7 +21,7 @@ from audioldm_site import hardware
 from datasets_app.models import Dataset
 from gpu.config import FinetuneConfig
 from gpu.errors import Fault
-from gpu.events import PROGRESS, STARTED
+from gpu.events import PROGRESS, STARTED, WAITING
 from gpu.models import describe
 from gpu.preflight import Earlier, Estimate, Machine, ModelSize, estimate, gib, in_words
 from training_app import storage
@@ -105,6 +105,12 @@ def of_run(run: TrainingRun) -> str:
     if not run.dataset or not run.base_checkpoint:
         return in_one_line(None)
     return in_one_line(check(dataset=run.dataset, checkpoint=run.base_checkpoint, config=FinetuneConfig.parse(run.config)))
+
+
+def measured(run: TrainingRun) -> dict[str, Any] | None:
+    """What the run's own step before the first took: `memory_bytes` and `step_s`; None before it was made."""
+    event = TrainingEvent.objects.filter(job=run, type=WAITING, data__stage="preflight", data__has_key="step_s").order_by("-seq").first()
+    return event.data if event else None
 
 
 def machine() -> Machine:

@@ -95,6 +95,7 @@ def run(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
         "snapshot": snapshot,
         "sample_rows": selectors.sample_rows(snapshot["samples"]),
         "log": selectors.run_log(found),
+        "preflight": preflight.measured(found),
         "checkpoints": checkpoints,
         "fault": faults.explain(found.error_code, found.error_detail) if failed else None,
         "log_tail": selectors.log_tail(found) if failed else "",

@@ -20,7 +20,7 @@ HUGE = {"train_batch_size": 1024, "audio_length_in_s": 120.0}
 
 
 def form_values(dataset, checkpoint, **values):
-    config = {name: value for name, value in FinetuneConfig().to_dict().items() if value not in (False, [])}
+    config = {name: value for name, value in FinetuneConfig().to_dict().items() if value is not False and value != []}
     return {**config, "dataset": dataset.pk, "checkpoint": checkpoint.pk, **values}
 
 
@@ -95,6 +95,17 @@ def test_an_earlier_run_of_the_same_kind_here_is_believed(dataset, checkpoint, a
 
     other = preflight.check(dataset=dataset, checkpoint=checkpoint, config=FinetuneConfig.parse({**values, "train_batch_size": 3}))
     assert other.memory_basis == "counted from the model"
+
+
+def test_the_run_page_shows_what_the_first_step_took(alice_client, dataset, checkpoint, alice):
+    run = services.create_run(owner=alice, dataset=dataset, base_checkpoint=checkpoint, values={"max_train_steps": 10})
+    assert lifecycle.claim(run, worker_name="w")
+    with EventWriter(run.folder, attempt=run.attempt) as events:
+        started = events.write("started", step=0, max_steps=10, device="cpu", clips=8, validation_clips=2, trainable_parameters=1, total_parameters=2)
+        said = events.write("waiting", stage="preflight", message="a step fits", memory_bytes=3_000_000_000, step_s=7.25)
+        lifecycle.record_events(run, [started, said])
+    page = alice_client.get(reverse("training:run", args=[run.pk])).content.decode()
+    assert "2.8\xa0GB of memory, 7.25 s" in page
 
 
 def test_a_model_whose_files_are_gone_gets_no_estimate(dataset, checkpoint, settings):
