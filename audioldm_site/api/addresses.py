@@ -13,14 +13,16 @@ from django.views.decorators.http import require_safe
 from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 
-from audioldm_site.api import checkpoints, datasets, generations, problems, runs, studio
+from audioldm_site.api import checkpoints, conversions, datasets, evaluations, generations, problems, runs, studio
 from audioldm_site.api.auth import Session, Token
 
 SUBJECTS = {
     "/datasets": datasets.router,
     "/runs": runs.router,
     "/checkpoints": checkpoints.router,
+    "/conversions": conversions.router,
     "/generations": generations.router,
+    "/evaluations": evaluations.router,
     "": studio.router,
 }
 """One line for each subject."""
@@ -108,7 +110,13 @@ def _resolved(schema: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     if "$ref" in part:
         part = schema["components"]["schemas"][part["$ref"].rpartition("/")[2]]
     required = part.get("required", [])
-    return {name: {**field, "needed": name in required, "words": field.get("description", "")} for name, field in part.get("properties", {}).items()}
+    fields = {name: {**_first_kind(field), **field} for name, field in part.get("properties", {}).items()}
+    return {name: {**field, "needed": name in required, "words": field.get("description", "")} for name, field in fields.items()}
+
+
+def _first_kind(field: dict[str, Any]) -> dict[str, Any]:
+    """Of a field that may be null: what else it may be."""
+    return next((kind for kind in field.get("anyOf", []) if kind.get("type") != "null"), {})
 
 
 def _open(patterns: list) -> list:

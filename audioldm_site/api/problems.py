@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
-from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.exceptions import BadRequest, PermissionDenied, RequestDataTooBig, SuspiciousOperation, ValidationError
 from django.db import DatabaseError
 from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
+from django.http.multipartparser import MultiPartParserError
 from django.http.response import HttpResponseBase
 
 from audioldm_site import faults
@@ -43,7 +44,7 @@ STATUSES = {
 """What a code means in HTTP; the others by whose fault they are."""
 CONFLICTS = frozenset(
     {"run.active", "run.ended", "run.taken", "run.no_resume_state", "dataset.in_use", "dataset.not_ready", "dataset.name_taken",
-     "checkpoint.retired", "checkpoint.known", "checkpoint.missing", "checkpoint.changed", "share.of_nobody", "api.conflict"}
+     "checkpoint.retired", "checkpoint.not_playable", "checkpoint.not_trainable", "checkpoint.not_exportable", "checkpoint.known", "checkpoint.missing", "checkpoint.changed", "share.of_nobody", "api.conflict"}
 )  # fmt: skip
 """The request is fine, and the thing is not in a state for it."""
 BY_STATUS = {400: "api.unreadable", 401: "api.not_logged_in", 403: "api.not_yours", 404: "api.not_found", 405: "api.method", 413: "api.too_large", 429: "api.too_many"}
@@ -104,6 +105,10 @@ def of_exception(error: Exception) -> HttpResponse:
         return problem("api.not_found", str(error))
     if isinstance(error, PermissionDenied):
         return problem("api.not_yours", str(error))
+    if isinstance(error, RequestDataTooBig):
+        return problem("api.too_large", str(error))
+    if isinstance(error, BadRequest | SuspiciousOperation | MultiPartParserError | UnicodeError):
+        return problem("api.unreadable", str(error))
     if isinstance(error, UnreadablePostError):
         return problem("api.unreadable", "the connection ended before the whole request had come")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -84,12 +84,13 @@ def page_of(request: HttpRequest, rows: QuerySet | Page, wanted: PageQuery) -> d
     }
 
 
-def _schema(config: type[Config]) -> dict[str, Any]:
+def config_schema(config: type[Config]) -> dict[str, Any]:
+    """A body's `parameters`, as the configuration class describes itself."""
     return {**config.json_schema(), "title": config.__name__, "description": "Absent ones take the checkpoint's own recommendation, then the default."}
 
 
-FinetuneParameters = Annotated[dict[str, Any], WithJsonSchema(_schema(FinetuneConfig))]
-GenerateParameters = Annotated[dict[str, Any], WithJsonSchema(_schema(GenerateConfig))]
+FinetuneParameters = Annotated[dict[str, Any], WithJsonSchema(config_schema(FinetuneConfig))]
+GenerateParameters = Annotated[dict[str, Any], WithJsonSchema(config_schema(GenerateConfig))]
 
 
 class Failure(Schema):

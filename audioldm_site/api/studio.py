@@ -14,10 +14,10 @@ from audioldm_site.accounts import sharing
 from audioldm_site.api.shapes import answers
 from audioldm_site.jobs.lifecycle import job_models
 from audioldm_site.jobs.models import Status
-from gpu.config import PRESETS, FinetuneConfig, GenerateConfig
+from gpu.config import PRESETS, EvaluateConfig, FinetuneConfig, GenerateConfig
 
 router = Router(tags=["Studio"])
-CONFIGS = {"finetune": FinetuneConfig, "generate": GenerateConfig}
+CONFIGS = {"finetune": FinetuneConfig, "generate": GenerateConfig, "evaluate": EvaluateConfig}
 
 
 class Me(Schema):
@@ -91,7 +91,7 @@ def state(request: HttpRequest):
 
 
 @router.get("/schemas/{kind}", response=answers(200, dict[str, Any]))
-def parameter_schema(request: HttpRequest, kind: Literal["finetune", "generate"]):
+def parameter_schema(request: HttpRequest, kind: Literal["finetune", "generate", "evaluate"]):
     """JSON Schema of the parameters, with their words, defaults and limits."""
     return CONFIGS[kind].json_schema()
 

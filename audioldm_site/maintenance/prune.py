@@ -86,7 +86,7 @@ def _checkpoints(days: float) -> Iterator[Target]:
     rows = (
         Checkpoint.objects.filter(origin=Checkpoint.Origin.RUN, pinned=False, is_best=False, missing=False)
         .filter(run__status__in=ENDED, run__finished_at__lt=ended_before)
-        .filter(descendants=None, runs=None, generations=None)
+        .filter(descendants=None, runs=None, generations=None, evaluations=None, listenings=None)
         .annotate(last_step=Max("run__checkpoints__global_step", filter=Q(run__checkpoints__missing=False)))
         .exclude(global_step=F("last_step"))
         .select_related("run")

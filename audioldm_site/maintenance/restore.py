@@ -8,6 +8,7 @@ import os
 import shutil
 import sqlite3
 import tarfile
+import uuid
 from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +17,7 @@ from django.conf import settings
 from django.core.management import call_command
 from django.db import DatabaseError, connection
 
+from audioldm_site.jobs.lifecycle import job_models
 from audioldm_site.jobs.models import Worker
 from audioldm_site.maintenance.backup import (
     DUMP_FILE,
@@ -115,8 +117,8 @@ def unpack(source: Path, folder: Path | None, *, say: Say) -> tuple[dict[str, An
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise Fault("backup.damaged", f"{source} cannot be read as a backup: {error}") from error
-    if header is None or index is None:
-        raise Fault("backup.damaged", f"{source} ends before its index: it was cut short")
+    if header is None or index is None or header["database"] not in found:
+        raise Fault("backup.damaged", f"{source} ends before its index, or has no database: it was cut short")
     _compare(source, found, index)
     return header, Result(path=source, files=len(found), size_bytes=sum(size for size, _ in found.values()), database=header["database"])
 
@@ -129,7 +131,7 @@ def relocate(root: Path, *, old: str, new: str) -> int:
     if old == new:
         return 0
     changed = 0
-    for path in sorted(path for name in (CONFIG_FILE, MANIFEST_FILE) for top in ("runs", "generations", "conversions", "evaluations") for path in (root / top).glob(f"*/{name}")):
+    for path in sorted(path for name in (CONFIG_FILE, MANIFEST_FILE) for top in job_folders() for path in (root / top).glob(f"*/{name}")):
         text = path.read_text(encoding="utf-8")
         if path.name == CONFIG_FILE:
             moved = json.dumps(_moved(json.loads(text), old, new), indent=1, ensure_ascii=False) + "\n"
@@ -140,6 +142,11 @@ def relocate(root: Path, *, old: str, new: str) -> int:
             path.write_text(moved, encoding="utf-8")
             changed += 1
     return changed
+
+
+def job_folders() -> list[str]:
+    """The folders of DATA_DIR in which jobs have their own."""
+    return [model(pk=uuid.UUID(int=0)).folder.parent.name for model in job_models()]
 
 
 def _moved(value: Any, old: str, new: str) -> Any:

@@ -152,7 +152,7 @@ def _abandoned(*, fix: bool) -> Iterator[Finding]:
 def abandoned(*, now: float | None = None) -> list[Path]:
     """What a killed process left half written, anywhere in DATA_DIR."""
     now = now or time.time()
-    places = ["", "*/", "runs/*/checkpoints/", "runs/*/", "generations/*/", "conversions/*/"]
+    places = ["", "*/", "*/*/", "runs/*/checkpoints/"]
     found = {path for place in places for path in settings.DATA_DIR.glob(f"{place}.tmp-*")}
     return sorted(path for path in found if now - _newest(path) > ABANDONED_S)
 

@@ -28,7 +28,7 @@ from generation_app.models import Generation
 from training_app.models import TrainingRun
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-EXAMPLES = 4
+EXAMPLES = 3
 
 
 @pytest.fixture

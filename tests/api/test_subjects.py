@@ -292,3 +292,50 @@ def test_the_documentation_lists_every_operation_and_needs_nothing_inline(alice_
     for address in api("get", "openapi.json").json()["paths"]:
         assert address in page
     assert "<script>" not in page and "style=" not in page and "//cdn" not in page
+
+
+@pytest.mark.parametrize("content_type", ["multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; boundary=x", "text/plain"])
+def test_an_upload_that_is_none_is_refused_in_words(api, content_type):
+    answer = api.client.generic("POST", "/api/v1/datasets", b"--x\r\nnot a part", content_type=content_type)
+
+    assert answer.status_code in (400, 422)
+    assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+# --- models in and out, and evaluations
+
+
+def test_an_export_is_put_in_line_fetched_and_deleted(api, run_checkpoint, checkpoint):
+    answer = api("post", "conversions/export", {"checkpoint": str(checkpoint.pk), "format": "diffusers"})
+    assert (answer.status_code, answer.json()["direction"], answer.json()["downloadable"]) == (202, "export", False)
+
+    address = answer.headers["Location"]
+    assert api("delete", address).json()["code"] == "run.active"
+    assert api("get", f"{address}/file").status_code == 404
+    assert api("post", f"{address}/stop").json()["status"] == "cancelled"
+    assert api("get", "conversions").json()["count"] == 1
+    assert api("delete", address).status_code == 204
+
+
+@pytest.mark.parametrize("source", ["../../db.sqlite3", "/etc/passwd", "nothing.ckpt", "hub:no such"])
+def test_what_is_no_model_is_not_brought_in(api, source):
+    answer = api("post", "conversions/import", {"source": source})
+
+    assert 400 <= answer.status_code < 500
+    assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+def test_an_evaluation_is_put_in_line_and_stopped(api, dataset, checkpoint):
+    answer = api("post", "evaluations", {"checkpoint": str(checkpoint.pk), "dataset": str(dataset.pk)})
+    assert (answer.status_code, answer.json()["dataset_name"]) == (202, dataset.name)
+
+    address = answer.headers["Location"]
+    assert api("get", f"{address}/events").json() == {"events": []}
+    assert api("post", f"{address}/stop").json()["status"] == "cancelled"
+    assert api("delete", address).status_code == 204
+
+
+def test_an_evaluation_against_itself_is_refused(api, dataset, checkpoint):
+    answer = api("post", "evaluations", {"checkpoint": str(checkpoint.pk), "dataset": str(dataset.pk), "against": str(checkpoint.pk)})
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "evaluation.same_checkpoint")

@@ -116,6 +116,7 @@ def test_a_running_job_is_kept_as_its_rows_know_it(waiting_run, settings, tmp_pa
     unrecorded = waiting_run.folder / "checkpoints" / "global_step=000003"
     unrecorded.mkdir(parents=True)
     (unrecorded / "lora.safetensors").write_bytes(b"x")
+    (waiting_run.folder / "control").mkdir(exist_ok=True)
     (waiting_run.folder / "control" / "stop").touch()
 
     done = back_up(tmp_path / "kept.tar")
@@ -159,7 +160,8 @@ def flip(name: str, data: bytes):
         lambda name, data: None if name == "backup.json" else (name, data),
         lambda name, data: ("../" + name if name.endswith(".wav") else name, data),
         lambda name, data: ("/etc/" + name if name.endswith(".wav") else name, data),
-        lambda name, data: ("cache/x" if name == "secret_key" else name, data),
+        lambda name, data: ("cache/" + name if name.endswith(".wav") else name, data),
+        lambda name, data: None if name == "db.sqlite3" else (name, data),
         lambda name, data: (name, data.replace(b'"format": 1', b'"format": 9') if name == "backup.json" else data),
         lambda name, data: (name, b"[]" if name == "index.json" else data),
         lambda name, data: None if name.endswith("config.json") else (name, data),
