@@ -252,6 +252,8 @@ def _schedule(file: TensorFile, betas: np.ndarray) -> dict[str, Any]:
         raise Fault("checkpoint.unrecognised", f"{file.path.name}: betas has the shape {list(betas.shape)}, expected 1000 numbers above 0")
     ends = [PUBLISHED_BETAS, (float(betas[0]), float(betas[-1]))]
     for start, end in ends:
+        if not 0 < start < end < 1:
+            continue
         for name, expected in (
             ("scaled_linear", np.linspace(math.sqrt(start), math.sqrt(end), len(betas)) ** 2), ("linear", np.linspace(start, end, len(betas))),
         ):  # fmt: skip
