@@ -22,6 +22,8 @@ from typing import Any
 import pytest
 import torch
 
+from gpu.config import ConvertJob
+from gpu.errors import Fault
 from gpu.originals.layouts import describe_file
 from tests.originals.fixtures import ROOT
 
@@ -454,3 +456,24 @@ def test_weights_under_other_names_are_refused_by_the_names(read, tmp_path: Path
     torch.save(content, tmp_path / "model.ckpt")
 
     assert form.split()[-1].strip(".") in refused(read(tmp_path / "model.ckpt")).message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["model.diffusion_model.out.2.weight", "first_stage_model.decoder.conv_in.weight", "scale_factor"])
+def test_weights_that_are_no_numbers_are_refused_by_name(original, tmp_path: Path, name: str, value: float) -> None:
+    """As a run that diverged leaves them: the file opens, the conversion stops and leaves nothing."""
+    from gpu.originals.convert import convert
+
+    state = torch.load(original("audioldm-s").path, weights_only=True)["state_dict"]
+    state[name].view(-1)[-1] = value
+    torch.save({"state_dict": state}, tmp_path / "model.ckpt")
+    job = ConvertJob(
+        source=str(tmp_path / "model.ckpt"), destination=str(tmp_path / "model"), weights="raw", tokenizers=str(original("audioldm-s").tokenizers)
+    )
+
+    with pytest.raises(Fault, match=r"conv_out\.weight|decoder\.conv_in\.weight|out\.2\.weight|scale_factor") as refusal:
+        convert(job, lambda *_: None)
+
+    assert refusal.value.code.startswith("checkpoint.")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.ckpt"]
+    (tmp_path / "model.ckpt").unlink()
