@@ -25,6 +25,7 @@ def home(request: HttpRequest) -> HttpResponse:
         "running": training.running_runs(request.user),
         "waiting": training.waiting_runs(request.user),
         "generations": generations.active_generations(request.user),
+        "conversions": training.active_conversions(request.user),
         "recent_sounds": generations.recent_generations(request.user),
         "page": training.run_page(request.user, **filters, page=request.GET.get("page"), per_page=RUNS_ON_HOME),
         **filters,

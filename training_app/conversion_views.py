@@ -275,10 +275,7 @@ def _keep(sent: UploadedFile, target: Path) -> None:
 def _download(found: Conversion) -> Path | None:
     """The file that a browser may have: below DATA_DIR/exports, of an export that has succeeded."""
     path = found.result_path
-    if not found.is_export or found.status != Status.SUCCEEDED or path is None:
-        return None
-    inside = path.is_relative_to(settings.DATA_DIR / conversions.EXPORTS / str(found.pk))
-    return path if inside and path.is_file() else None
+    return path if found.is_downloadable and path is not None and path.is_file() else None
 
 
 def _command(found: Conversion) -> str:

@@ -12,7 +12,7 @@ from django.db import models
 from django.utils import timezone
 
 from audioldm_site.accounts.models import Share
-from audioldm_site.jobs.models import Job, JobEvent, OwnedQuerySet
+from audioldm_site.jobs.models import Job, JobEvent, OwnedQuerySet, Status
 from datasets_app.models import Dataset
 from gpu.events import Event
 
@@ -203,6 +203,11 @@ class Conversion(Job):
     @property
     def is_export(self) -> bool:
         return self.direction == self.Direction.EXPORT
+
+    @property
+    def is_downloadable(self) -> bool:
+        """Whether a page may offer its file: what a command wrote elsewhere is for whoever typed it."""
+        return self.is_export and self.status == Status.SUCCEEDED and self.result.startswith(f"exports/{self.id}/")
 
     @property
     def result_path(self) -> Path | None:

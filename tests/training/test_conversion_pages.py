@@ -233,6 +233,7 @@ def test_what_a_command_wrote_elsewhere_is_not_served(alice_client, alices, tmp_
     (tmp_path / "secret").write_text("x")
     Conversion.objects.filter(pk=alices.pk).update(result=str(tmp_path / "secret"))
     assert alice_client.get(reverse("checkpoints:conversion_file", args=[alices.pk])).status_code == 404
+    assert "Download" not in alice_client.get(reverse("checkpoints:conversions")).content.decode()
 
 
 def test_a_deleted_export_takes_its_file_along(alice_client, alices):
