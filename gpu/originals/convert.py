@@ -197,7 +197,7 @@ class _Conversion:
                 "facts": facts.as_dict(),
             },
         }
-        if facts.written_by == "AudioLDM training repository":
+        if facts.written_by != "AudioLDM 1 code":  # 48 kHz too: it comes from AudioLDM 2's program
             told["defaults"]["guidance_scale"] = 3.5
         _write_json(target / STUDIO_FILE, told)
         write_card(
