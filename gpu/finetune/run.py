@@ -108,6 +108,7 @@ def finetune(folder: Path, announcer: Announcer, control: Control, *, show_bar: 
     first_step = module.step
     if first_step >= config.max_train_steps:
         return _nothing_left(first_step, job, checkpoints, announcer)
+    checkpoints.require_room(module)
 
     studio = Studio(job.model, loaded, memo=cache_folder)
     prompts = validation_prompts(config, clips)

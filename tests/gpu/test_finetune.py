@@ -285,12 +285,21 @@ def test_the_newest_the_best_and_the_pinned_checkpoints_stay(make_run):
 def test_a_full_disk_is_found_before_anything_is_written(make_run, monkeypatch):
     run = make_run(checkpointing_steps=2)
     usage = namedtuple("usage", "total used free")
-    free = iter([10**12, 1000])
+    free = iter([10**12, 10**12, 1000])  # at the start, at step 2, at step 4
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, next(free)))
     assert main([str(run)]) == 1
     assert last(run).data["code"] == "disk.full"
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["global_step=000002"]
     verify_checkpoint(checkpoint(run, 2))
+
+
+def test_a_run_that_could_not_save_says_so_before_it_trains(make_run, monkeypatch):
+    run = make_run()
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, 1000))
+    assert main([str(run)]) == 1
+    assert last(run).data["code"] == "disk.full"
+    assert not events_of(run, "started") and not events_of(run, "progress")
 
 
 def test_a_model_whose_loss_is_no_number_ends_the_run_and_is_not_saved(make_run, tiny, tmp_path):
