@@ -212,7 +212,7 @@ def _measure(job: EvaluateJob, folder: Path, clips: list[ManifestClip], requests
         settings=config.to_dict(),
         versions=versions(),
         made_at=now(),
-        notes=_notes(requests, held_out, training),
+        notes=_notes(job, requests, held_out, training),
     )  # fmt: skip
 
 
@@ -353,8 +353,13 @@ def _differences(measure: _Measure, text: NDArray, embeds: dict[str, NDArray], g
     return figures
 
 
-def _notes(requests: list[Request], held_out: list[ManifestClip], training: list[ManifestClip]) -> list[str]:
+def _notes(job: EvaluateJob, requests: list[Request], held_out: list[ManifestClip], training: list[ManifestClip]) -> list[str]:
     notes = []
+    if job.ears == job.subjects[0].model.base:
+        notes.append(
+            "The ears are the checkpoint's own: what they hear also steers it, so they may be pleased where others are not. A CLAP score above"
+            " that of the held-out real sounds says that the model pleases its CLAP, not that it is better than real."
+        )
     if len(requests) > len(held_out):
         notes.append(
             f"{len(requests)} sounds were made for {len(held_out)} held-out clips: captions were used again with other seeds. The intervals"
