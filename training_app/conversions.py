@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from audioldm_site.jobs import lifecycle, processes, queue
+from audioldm_site.jobs.models import ENDED, Status
 from datasets_app.archive import disk_faults
 from gpu.config import ConvertJob, ExportJob
 from gpu.errors import Fault
@@ -278,10 +280,11 @@ def scan(*, owner=None, here: bool = False) -> Scan:
 def find_tokenizers(found: Found, *, owner) -> Path | None:
     """Vocabularies for an original file, which carries none: of a registered checkpoint whose text encoders are of the same sizes, else
     what lies in DATA_DIR/tokenizers."""
-    if found.kind != ORIGINAL:
+    if found.kind not in (ORIGINAL, HUB):
         return None
     rows = Checkpoint.objects.filter(format=Checkpoint.Format.DIFFUSERS, missing=False)
-    for row in (rows.visible_to(owner) if owner else rows).order_by("created_at"):
+    # What a repository of the hub holds is not known yet.
+    for row in (rows.visible_to(owner) if owner else rows).order_by("created_at") if found.kind == ORIGINAL else ():
         if sources.has_tokenizers(row.folder, found.facts.vocabularies):
             return row.folder
     folder = settings.DATA_DIR / "tokenizers"
@@ -312,8 +315,8 @@ def prepare(conversion: Conversion) -> None:
 def sweep() -> None:
     """Remove exports and forgotten uploads that are older than KEPT_DAYS, and what killed conversions left half-written."""
     old = timezone.now() - timedelta(days=KEPT_DAYS)
-    ended = Conversion.objects.exclude(status__in=("queued", "running")).filter(finished_at__lt=old)
-    for conversion in ended:
+    kept = Q(result__startswith=f"{EXPORTS}/") | Q(direction=Conversion.Direction.IMPORT, status__in=(Status.FAILED, Status.CANCELLED))
+    for conversion in Conversion.objects.filter(kept, status__in=ENDED, finished_at__lt=old):
         shutil.rmtree(_export_folder(conversion), ignore_errors=True)
         shutil.rmtree(conversion.folder / "source", ignore_errors=True)
         if conversion.is_export and conversion.result.startswith(f"{EXPORTS}/"):
