@@ -99,8 +99,10 @@ def log_mel(waveform: Tensor, config: MelConfig) -> Tensor:
     Args:
         waveform: [B, S] at `config.sample_rate_hz`, |x| <= 1.
     Returns:
-        [B, 1, T, M] with T = S // hop frames of M bins.
+        [B, 1, T, M] with T = S // hop frames of M bins, in the dtype of `waveform`.
     """
+    # In float64: near the floor the logarithm makes a rounding of float32 (1e-8 of a magnitude) an error of 2.5e-5 at 48 kHz.
+    dtype, waveform = waveform.dtype, waveform.double()
     # Half a hop less on each side than a centred transform, so S samples give exactly S / hop frames.
     pad = (config.n_fft - config.hop_length) // 2
     padded = F.pad(waveform[:, None], (pad, pad), mode="reflect")[:, 0]
@@ -109,7 +111,7 @@ def log_mel(waveform: Tensor, config: MelConfig) -> Tensor:
         padded, config.n_fft, config.hop_length, config.win_length, window, center=False, return_complex=True
     ).abs()  # [B, n_fft/2+1, T], magnitudes, not powers
     mel = _mel_bank(config).to(spectrum) @ spectrum  # [B, M, T]
-    return torch.log(mel.clamp(min=LOG_FLOOR)).transpose(1, 2)[:, None]
+    return torch.log(mel.clamp(min=LOG_FLOOR)).transpose(1, 2)[:, None].to(dtype)
 
 
 def prepare_waveform(
@@ -164,4 +166,4 @@ def _mel_bank(config: MelConfig) -> Tensor:
         norm="slaney",
         mel_scale="slaney",
     )
-    return torch.from_numpy(bank.T).float()
+    return torch.from_numpy(bank.T)
