@@ -290,7 +290,7 @@ def _plan(file: TensorFile, part: Part, links: Sequence[Link]) -> list[Planned]:
                     f"{file.path.name}: {link.original} of shape {list(file.names[link.original].shape)} does not fit {part.name}'s "
                     f"{target} of shape {list(part.expects[target])}",
                 )
-            planned[target] = Planned(target, entry, _piece(file, link, index, finite=part.name == "unet"))
+            planned[target] = Planned(target, entry, _piece(file, link, index))
     planned = {tensor.name: tensor for tensor in _made_here(part)} | planned
     expected = {name for name in part.expects if not part.partial or name.startswith("text_encoder.")}
     missing = sorted(expected - planned.keys() - part.tied)
@@ -325,20 +325,27 @@ def _entry_of(file: TensorFile, link: Link) -> Entry:
     return Entry(shape, entry.dtype)
 
 
-def _piece(file: TensorFile, link: Link, index: int, *, finite: bool) -> Callable[[], Iterable[bytes | memoryview]]:
+def _piece(file: TensorFile, link: Link, index: int) -> Callable[[], Iterable[bytes | memoryview]]:
+    """One target's values. Raises Fault `checkpoint.not_finite` when their turn comes and they are no numbers, as of a run that diverged."""
+
     def values() -> Iterator[bytes | memoryview]:
-        if link.how in (SAME, FLAT):
-            for piece in file.chunks(link.original):
-                if finite and not _is_finite(piece, file.names[link.original].dtype):
-                    raise Fault("checkpoint.not_finite", f"{file.path.name}: {link.original} holds values that are infinite or no numbers")
-                yield piece
-            return
-        whole = file.array(link.original)
-        rows = len(whole) // 3
-        part = whole[index] if link.how == ROWS else whole[index * rows : (index + 1) * rows]
-        yield memoryview(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
+        dtype = file.names[link.original].dtype
+        for piece in _bytes_of(file, link, index):
+            if not _is_finite(piece, dtype):
+                raise Fault("checkpoint.not_finite", f"{file.path.name}: {link.original} holds values that are infinite or no numbers")
+            yield piece
 
     return values
+
+
+def _bytes_of(file: TensorFile, link: Link, index: int) -> Iterator[bytes | memoryview]:
+    if link.how in (SAME, FLAT):
+        yield from file.chunks(link.original)
+        return
+    whole = file.array(link.original)
+    rows = len(whole) // 3
+    part = whole[index] if link.how == ROWS else whole[index * rows : (index + 1) * rows]
+    yield memoryview(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
 
 
 def _is_finite(piece: bytes | memoryview, dtype: str) -> bool:
