@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from gpu.config import FinetuneConfig
 from gpu.errors import Fault
 from gpu.events import now
 from gpu.manifest import sha256_of
 from gpu.models import CHECKPOINT_FILE, LORA_FILE, UNET_FILE, CheckpointFacts
-from gpu.originals.tensors import TensorFile, open_tensors
+from gpu.originals.tensors import Entry, TensorFile, open_tensors
+from gpu.originals.writing import Planned, write_safetensors
 from training_app.models import Checkpoint
 from training_app.sources import UNET, Found
 
@@ -91,7 +91,9 @@ def write_checkpoint(found: Found, base: Checkpoint, folder: Path, *, licence: s
     else:
         name, method, rank = LORA_FILE, "lora", fit.rank
         metadata = {"alpha": str(rank), "base_sha256": base.sha256, "format": "pt", "licence": licence, "rank": str(rank)}
-        save_file(_lora_tensors(found.path, fit, report), folder / name, metadata=metadata)
+        tensors = [_planned(layer, values) for layer, values in sorted(_lora_tensors(found.path, fit, report).items())]
+        # Not the library's own writer: it leaves the metadata in an order of chance, and equal LoRAs would have another hash each time.
+        write_safetensors(folder / name, tensors, metadata=metadata, on_bytes=lambda size: None)
     facts = CheckpointFacts(
         step=found.facts.step or 0,
         method=method,
@@ -122,6 +124,10 @@ def _lora_tensors(path: Path, fit: Fit, report: Callable[[int, int], None]) -> d
                 down[:rank], up[:, :rank] = _values(file, a).reshape(rank, columns), _values(file, b).reshape(rows, rank) * scale
             tensors[f"{layer}.lora_A.weight"], tensors[f"{layer}.lora_B.weight"] = down, up
     return tensors
+
+
+def _planned(name: str, values: np.ndarray) -> Planned:
+    return Planned(name, Entry(values.shape, "F32"), lambda: [values.astype("<f4").tobytes()])
 
 
 def _unet_shapes(base: Checkpoint) -> dict[str, tuple[int, ...]]:

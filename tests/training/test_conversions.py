@@ -208,6 +208,12 @@ def test_a_lora_becomes_a_runs_checkpoint_that_sounds_are_made_with(alice, check
     assert (ref.base, ref.weights) == (str(checkpoint.folder), str(row.folder))
 
 
+def test_the_same_lora_in_other_words_is_the_same_checkpoint(alice, checkpoint, write_lora, carry_out):
+    ours, kohya = write_lora(studio), write_lora(spellings()[2], name="kohya.safetensors")
+    rows = [carry_out(conversions.import_model(sources.look_at(path), owner=alice, origin=IMPORTED, base=checkpoint)).checkpoint for path in (ours, kohya)]
+    assert rows[0] == rows[1]
+
+
 def test_alpha_is_multiplied_into_the_second_factor(checkpoint, write_lora, tmp_path, alice, carry_out):
     layer = next(iter(attention(checkpoint)))
     path = write_lora(studio, extra={f"{layer}.alpha": np.float32([6.0])})
