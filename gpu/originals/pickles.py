@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_PICKLE_BYTES = 32 * 2**20
-MAX_OPERATIONS = 3_000_000
+MAX_OPERATIONS = 1_000_000
 MAX_DIMENSIONS = 8
 MAX_FOREIGN = 32
 
@@ -111,9 +111,13 @@ class _Machine:
 
     def run(self) -> PickleContent:
         while True:
-            self.charge(1)
             at = self.at
-            operation = _OPERATIONS.get(self.take(1)[0])
+            if at >= self.limit or self.spent >= MAX_OPERATIONS:
+                self.charge(1)
+                self.take(1)
+            self.spent += 1
+            self.at = at + 1
+            operation = _OPERATIONS.get(self.data[at])
             if operation is None:
                 raise PickleDamage(f"byte {at} is no pickle operation that torch writes")
             try:
