@@ -46,7 +46,7 @@ HEADER, INDEX = "backup.json", "index.json"
 LEFT_OUT = ("cache", "uploads", "exports", "incoming")
 """Made again when needed, half brought in, or not ours yet."""
 GROWING = (EVENTS_FILE, "log.txt", "log.1.txt", "pinned")
-SQLITE_FILE, DUMP_FILE, JSON_FILE = "db.sqlite3", "database.dump", "database.json"
+SQLITE_FILE, DUMP_FILE, JSON_FILE = "db.sqlite3", "postgres.dump", "database.json"
 KEPT_FILES = ("secret_key", "demo_dataset_offered")
 PIECE_BYTES = 1 << 20
 NO_LINKS = (errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)

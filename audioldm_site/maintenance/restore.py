@@ -231,8 +231,9 @@ def _bring_database(copy: Path) -> None:
     if copy.name == DUMP_FILE:
         run_postgres(["pg_restore", "--no-owner", "--exit-on-error", f"--dbname={connection.settings_dict['NAME']}", str(copy)])
     else:
+        # The backup has the starter and the demo, or its owner did not want them.
+        settings.BUILTINS = False
         call_command("migrate", verbosity=0, interactive=False)
-        call_command("flush", verbosity=0, interactive=False)
         call_command("loaddata", str(copy), verbosity=0)
     try:
         Worker.objects.all().delete()

@@ -52,3 +52,26 @@ def test_jobs_and_their_feed_work_on_postgresql(postgres):
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "DATABASE_URL": postgres}, capture_output=True, text=True)
 
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_backups_go_from_one_postgresql_to_others(postgres, tmp_path):
+    psycopg = pytest.importorskip("psycopg")
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        for name in ("source", "from_dump", "from_json"):
+            connection.execute(f"CREATE DATABASE {name}")
+    programs = str(sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1])
+
+    def manage(database: str, *args: str, path: str = programs) -> subprocess.CompletedProcess[str]:
+        places = {"DATABASE_URL": postgres.replace("/postgres", f"/{database}"), "DATA_DIR": str(tmp_path / database), "PATH": path}
+        env = {**os.environ, **places, "DJANGO_SETTINGS_MODULE": "audioldm_site.settings"}
+        return subprocess.run([sys.executable, "manage.py", *args], cwd=ROOT, env=env, capture_output=True, text=True)
+
+    assert manage("source", "migrate", "-v0").returncode == 0
+    # Without a PATH there is no pg_dump, and the database goes as JSON.
+    for name, path in (("from_dump", programs), ("from_json", "")):
+        made = manage("source", "backup", str(tmp_path / f"{name}.tar"), "--json", path=path)
+        assert (made.returncode, name.removeprefix("from_") in made.stdout) == (0, True), made.stderr
+        restored = manage(name, "restore", str(tmp_path / f"{name}.tar"), path=path)
+        assert restored.returncode == 0, restored.stderr
+        checked = manage(name, "check_storage")
+        assert (checked.returncode, checked.stdout.strip()) == (0, "Rows and files agree."), checked.stdout + checked.stderr
