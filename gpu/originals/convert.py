@@ -215,6 +215,15 @@ class _Conversion:
         )
 
 
+def _earlier_lineage(file: TensorFile) -> dict[str, Any]:
+    """What an earlier export of ours wrote into the file about where it comes from, else nothing."""
+    try:
+        found = json.loads(str(file.extras.get("lineage", "")))
+    except (ValueError, RecursionError):
+        return {}
+    return {key: value for key, value in found.items() if isinstance(value, str | int | float)} if isinstance(found, dict) else {}
+
+
 class _Progress:
     """Adds up bytes for one stage."""
 
