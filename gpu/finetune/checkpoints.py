@@ -270,7 +270,8 @@ def read_resume_state(folder: Path, *, method: str) -> dict[str, Any]:
     if not path.is_file():
         raise Fault("checkpoint.no_resume_state", f"{folder} holds weights only: a new run can start from it, but none can go on")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, not read: it is four times the weights, and each part is copied to its own place.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch and pickle raise a dozen types for a file that is not what it should be
         raise Fault("checkpoint.corrupt", f"{path} cannot be read: {type(error).__name__}") from error
     if state["version"] != RESUME_VERSION:
@@ -297,7 +298,8 @@ def load_resume_state(module: Denoiser, state: Mapping[str, Any]) -> Progress:
             weight.copy_(state["weights"][name])
     if module.ema is not None:
         # A run that goes on with a moving average where the first had none starts it here.
-        module.ema = {name: weight.to(trained[name].device, copy=True) for name, weight in (state["ema"] or state["weights"]).items()}
+        for name, weight in (state["ema"] or state["weights"]).items():
+            module.ema[name].copy_(weight)
     module.step = state["step"]
     module.loss_smooth = state["loss_smooth"]
     module.plateau.load_state_dict(state["plateau"])

@@ -238,11 +238,17 @@ class _RestoreOptimizer(pl.Callback):
         if self.state is None:
             return
         optimizer = trainer.optimizers[0]
-        # The moments are the checkpoint's; weight decay and the like are this run's.
-        optimizer.load_state_dict({**self.state["optimizer"], "param_groups": optimizer.state_dict()["param_groups"]})
+        # The moments are the checkpoint's; weight decay and the like are this run's. Copied, so that the file is let go of: what
+        # retention removes would else keep its place on the disk for as long as the run lives.
+        moments = {index: {name: _own(value) for name, value in state.items()} for index, state in self.state["optimizer"]["state"].items()}
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
         if self.state["scaler"]:
             trainer.precision_plugin.load_state_dict(self.state["scaler"])
         self.state = None
+
+
+def _own(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _nothing_left(step: int, job: FinetuneJob, checkpoints: Checkpoints, announcer: Announcer) -> int:
