@@ -199,6 +199,8 @@ class _Conversion:
         }
         if facts.written_by != "AudioLDM 1 code":  # 48 kHz too: it comes from AudioLDM 2's program
             told["defaults"]["guidance_scale"] = 3.5
+        if earlier := _earlier_lineage(self.file):
+            told["lineage"] = earlier
         _write_json(target / STUDIO_FILE, told)
         write_card(
             target,
