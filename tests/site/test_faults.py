@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = ("audioldm_site", "datasets_app", "training_app", "generation_app", "gpu")
 CODE = re.compile(r"[a-z_]+\.[a-z_]+")
 FAMILIES = {code.split(".")[0] for code in WORDS if "." in code}
-NOT_CODES = {"json", "jsonl", "safetensors", "csv", "models", "services", "selectors", "tasks", "txt", "html", "wav", "urls", "views"}
+NOT_CODES = {"json", "jsonl", "safetensors", "csv", "models", "services", "selectors", "tasks", "txt", "html", "wav", "urls", "views", "pkl"}
 
 
 def codes_in(path: Path) -> set[str]:
