@@ -30,6 +30,8 @@ class Environment:
         https_redirect: answer plain http with a redirect, where the proxy does not.
         metrics_token: opens /metrics for a monitor elsewhere; without it only this machine may look.
         api_rate_per_minute: requests that one API token, or one session, may send in a minute.
+        upload_max_gb, upload_quota_gb: what one uploaded file, and all unfinished ones of one user, may have (10^9 bytes).
+        upload_keep_hours: how long an upload waits for its next bytes before it is removed.
         log_format: `plain`, or `json` for one object a line.
         database_url: postgres://..., or "" for SQLite in data_dir.
         admin_user, admin_password: the first account, made at start when there is none.
@@ -50,6 +52,9 @@ class Environment:
     https_redirect: bool
     metrics_token: str
     api_rate_per_minute: int
+    upload_max_gb: float
+    upload_quota_gb: float
+    upload_keep_hours: float
     database_url: str
     admin_user: str
     admin_password: str
@@ -80,6 +85,9 @@ class Environment:
             https_redirect=_boolean(env, "HTTPS_REDIRECT", False),
             metrics_token=env.get("METRICS_TOKEN", ""),
             api_rate_per_minute=_integer(env, "API_RATE_PER_MINUTE", 600, minimum=1, maximum=1_000_000),
+            upload_max_gb=_number(env, "UPLOAD_MAX_GB", 64.0, minimum=0.0),
+            upload_quota_gb=_number(env, "UPLOAD_QUOTA_GB", 128.0, minimum=0.0),
+            upload_keep_hours=_number(env, "UPLOAD_KEEP_HOURS", 72.0, minimum=1.0),
             database_url=env.get("DATABASE_URL", ""),
             admin_user=env.get("ADMIN_USER", "admin"),
             admin_password=env.get("ADMIN_PASSWORD", ""),

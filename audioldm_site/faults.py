@@ -60,6 +60,17 @@ WORDS: dict[str, tuple[str, str, str, str]] = {
     "api.too_many": ("Too many requests", "More came within a minute than one may send.", "Wait as long as Retry-After says.", OWNER),
     "token.invalid": ("The token cannot be made like this", "Its name, scope or time is out of bounds.", "Change the value that is named.", OWNER),
     "share.of_nobody": ("It needs no sharing", "What belongs to nobody is seen by everybody.", "", OWNER),
+    # Uploads
+    "upload.version": ("The client speaks another version", "Uploads are taken by the tus protocol, version 1.0.0.", "Send `Tus-Resumable: 1.0.0`.", OWNER),
+    "upload.invalid": ("The upload cannot begin like this", "What is said about the file, or a header of the request, cannot be read.", "Compare it with docs/uploads.md.", OWNER),
+    "upload.content_type": ("The bytes are not marked as such", "Pieces of an upload are of the type application/offset+octet-stream.", "Send that Content-Type.", OWNER),
+    "upload.too_large": ("The file is too large", "It has more bytes than one file may have here.", "Put it into DATA_DIR/incoming and scan, or ask whoever runs the machine to raise UPLOAD_MAX_GB.", OWNER),
+    "upload.quota": ("You have too much on its way", "Your unfinished uploads take room whether they go on or not.", "Finish or remove one of them.", OWNER),
+    "upload.too_long": ("More bytes came than were announced", "An upload has the length that was said at its beginning.", "Remove it and begin anew: the file has changed meanwhile.", OWNER),
+    "upload.offset": ("It goes on at another place", "Another number of bytes has arrived than the request believes.", "Ask for the offset (HEAD) and go on from there.", OWNER),
+    "upload.locked": ("It is being sent already", "Two requests cannot add to one upload at a time.", "Wait a moment, or close the other page.", OWNER),
+    "upload.gone": ("The upload is gone", "It has ended, was removed, or waited too long for its next bytes.", "Begin it anew.", OWNER),
+    "upload.checksum": ("The bytes changed on the way", "They do not hash to what was announced. Nothing of this piece was kept.", "Send the piece again.", OWNER),
     # The machine
     "disk.full": ("The disk is full", "There is too little free space to write what comes next. Nothing that was complete has been lost.", "Free some space (old checkpoints, generations, the cache) or enlarge the volume, then press Resume.", OPERATOR),
     "preflight.refused": ("It would not fit here", "The run needs more memory or disk than there is, or something that this machine or this model cannot do.", "Take the smaller options that are named, or free what is missing. Where only the size is the trouble, an estimate can be overruled: tick the box below it (in the terminal: --force).", OWNER),

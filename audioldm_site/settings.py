@@ -16,7 +16,7 @@ DATA_DIR = ENVIRONMENT.data_dir
 DATA_DIR.mkdir(parents=True, exist_ok=True)
 MEDIA_FOLDERS = (
     "datasets", "checkpoints", "runs", "generations", "evaluations", "listenings", "conversions", "exports", "tokenizers", "incoming/datasets", "incoming/checkpoints",
-    "cache", "uploads",
+    "cache", "uploads", "parts",
 )  # fmt: skip
 for _name in MEDIA_FOLDERS:
     (DATA_DIR / _name).mkdir(parents=True, exist_ok=True)
@@ -70,6 +70,7 @@ INSTALLED_APPS = [
     "audioldm_site",
     "audioldm_site.accounts",
     "audioldm_site.jobs",
+    "audioldm_site.uploads",
     "django_q",
     "datasets_app",
     "training_app",

@@ -19,6 +19,7 @@ urlpatterns = [
     path("evaluation/", include("generation_app.evaluation_urls")),
     path("listening/", include("generation_app.listening_urls")),
     path("account/", include("audioldm_site.accounts.urls")),
+    path("uploads/", include("audioldm_site.uploads.urls")),
     path("api/v1/", include("audioldm_site.api.addresses")),
     path("login/", LoginView.as_view(), name="login"),
     path("logout/", auth_views.LogoutView.as_view(), name="logout"),

@@ -3,6 +3,8 @@
 - Daphne parses a multipart body in memory before Django or the login sees it (16.9 GB for an upload of 2 GB, from anybody; django/daphne
   issue 483). Here bodies are spooled to disk, read by Django piece by piece, and beyond `ANONYMOUS_BODY_BYTES` only taken from a session
   that is logged in.
+- A piece of an upload (`audioldm_site.uploads`) is not stored at all before its view has judged the request: the view reads it from the
+  socket, which waits meanwhile.
 - A response is written no faster than its reader takes it: a download, or the past of a long job, does not pile up in memory.
 """
 
@@ -13,6 +15,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 from functools import partial
 from http.cookies import SimpleCookie
 from io import BytesIO
@@ -29,10 +32,17 @@ log = logging.getLogger(__name__)
 ANONYMOUS_BODY_BYTES = 64 * 1024 * 1024
 BODY_BYTES = 16 * 1024**3
 CHUNK_BYTES = 64 * 1024
+INFLOW_BYTES = 1024 * 1024
+"""Of an upload, read from the socket and not yet taken by its view."""
+DRAINED_BYTES = 32 * 1024 * 1024
+"""Of a refused upload: read and thrown away, so that its client gets to see the answer; with more to come it is cut off."""
+UPLOAD_TYPE = b"application/offset+octet-stream"
 PING_EVERY_S, PING_TIMEOUT_S = 20, 30
 """Proxies cut connections that are silent, some after 100 s."""
 CLOSE_S = 3.0
 SERVE_PID = "SERVE_PID"
+INFLOW = "studio.inflow"
+"""Where in a scope the body of an upload is."""
 
 
 class Gate:
@@ -53,11 +63,76 @@ class Gate:
         self._open.set()
 
 
+class Inflow:
+    """A body on its way from the socket (the loop's thread) to a view (a thread of its own), which holds the socket back."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._loop = asyncio.get_event_loop()
+        self._changed = threading.Condition()
+        self._pieces = bytearray()
+        self._is_whole = self._is_lost = self._is_unwanted = self._is_paused = False
+        self._dropped = 0
+
+    def put(self, data: bytes) -> bool:
+        """Take what the socket gave. False when it is more than anybody wants to throw away."""
+        with self._changed:
+            if self._is_unwanted:
+                self._dropped += len(data)
+                return self._dropped <= DRAINED_BYTES
+            self._pieces += data
+            if len(self._pieces) >= INFLOW_BYTES and not self._is_paused:
+                self._is_paused = True
+                self._request.channel._networkProducer.pauseProducing()
+            self._changed.notify()
+            return True
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes, as soon as there are any; b"" at the end.
+
+        Raises:
+            BodyLost: the connection ended before that.
+        """
+        from audioldm_site.uploads.services import BodyLost
+
+        with self._changed:
+            self._changed.wait_for(lambda: self._pieces or self._is_whole or self._is_lost)
+            if not self._pieces and self._is_lost:
+                raise BodyLost
+            piece = bytes(self._pieces[:size])
+            del self._pieces[:size]
+            if self._is_paused and len(self._pieces) < INFLOW_BYTES // 2:
+                self._is_paused = False
+                self._loop.call_soon_threadsafe(self._request.go_on_reading)
+        return piece
+
+    def end(self) -> None:
+        with self._changed:
+            self._is_whole = True
+            self._changed.notify()
+
+    def lose(self) -> None:
+        with self._changed:
+            self._is_lost = not self._is_whole
+            self._changed.notify()
+
+    def is_drained(self) -> bool:
+        """Whether the whole body has come. When not, the rest is thrown away from now on."""
+        with self._changed:
+            if not self._is_whole:
+                self._is_unwanted = True
+                self._pieces.clear()
+        self._request.go_on_reading()
+        return self._is_whole
+
+
 class Request(WebRequest):
     """A request whose body stays on disk and whose response waits for its reader."""
 
     gate: Gate | None = None
     body = None
+    inflow: Inflow | None = None
+    is_answered = False
 
     def __init__(self, *args, **kwargs) -> None:
         # Twisted would parse forms, in memory, for nobody: Django does.
@@ -68,13 +143,30 @@ class Request(WebRequest):
         self._taken = 0
         self._limit = ANONYMOUS_BODY_BYTES
         super().gotLength(length)
-        if length is None or length > ANONYMOUS_BODY_BYTES:
+        kinds = self.requestHeaders.getRawHeaders(b"content-type", [b""])
+        if kinds[0].partition(b";")[0].strip().lower() == UPLOAD_TYPE:
+            self.inflow = Inflow(self)
+            super().requestReceived(self.channel._command, self.channel._path, self.channel._version)
+        elif length is None or length > ANONYMOUS_BODY_BYTES:
             self._refused = False
             self.channel._networkProducer.pauseProducing()
             known = asyncio.ensure_future(self._is_logged_in(), loop=asyncio.get_event_loop())
             known.add_done_callback(lambda done: self._decide(length, is_logged_in=not done.exception() and done.result()))
 
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """The body is there, whole."""
+        if self.inflow is None:
+            super().requestReceived(command, path, version)
+            return
+        self.inflow.end()
+        if self.is_answered:
+            self.finish()
+
     def handleContentChunk(self, data: bytes) -> None:
+        if self.inflow is not None:
+            if not self.inflow.put(data) and self.channel is not None:
+                self.channel.loseConnection()
+            return
         self._taken += len(data)
         if self._taken <= max(self._limit, ANONYMOUS_BODY_BYTES):
             super().handleContentChunk(data)
@@ -92,7 +184,15 @@ class Request(WebRequest):
             self.registerProducer(self.gate, True)
         super().handle_reply(message)
 
+    def go_on_reading(self) -> None:
+        if self.channel is not None:
+            self.channel._networkProducer.resumeProducing()
+
     def finish(self) -> None:
+        # Twisted would read what is still to come of the body as the next request.
+        self.is_answered = True
+        if self.inflow is not None and not self.inflow.is_drained():
+            return
         if self.gate is not None:
             self.unregisterProducer()
         super().finish()
@@ -101,6 +201,8 @@ class Request(WebRequest):
     def connectionLost(self, reason) -> None:
         if self.gate is not None:
             self.gate.stopProducing()
+        if self.inflow is not None:
+            self.inflow.lose()
         super().connectionLost(reason)
         self._close_body()
 
@@ -161,6 +263,8 @@ class Server(daphne_server.Server):
         """As Daphne's, but an HTTP body comes from its file, a piece whenever the application asks."""
         inbox: asyncio.Queue = asyncio.Queue()
         scope.setdefault("asgi", {"version": "3.0"})
+        if scope["type"] == "http" and protocol.inflow is not None:
+            scope[INFLOW] = protocol.inflow
         receive = _body_first(protocol, inbox.get) if scope["type"] == "http" else inbox.get
         answer = self.application(scope=scope, receive=receive, send=partial(self.handle_reply, protocol))
         if protocol not in self.connections:
@@ -175,6 +279,9 @@ class Server(daphne_server.Server):
 
     def kill_all_applications(self):
         """As Daphne's, which stumbles over connections without a request."""
+        for protocol in list(self.connections):
+            if inflow := getattr(protocol, "inflow", None):
+                inflow.lose()  # its thread keeps what has come, and would hold the process otherwise
         running = [details["application_instance"] for details in self.connections.values() if "application_instance" in details]
         for application in running:
             application.cancel()

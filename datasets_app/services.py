@@ -17,6 +17,7 @@ import os
 import shutil
 import stat
 import time
+import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -70,6 +71,7 @@ def create_dataset(
     source_name: str | None = None,
     move: bool = False,
     enqueue: bool = True,
+    pk: uuid.UUID | None = None,
 ) -> Dataset:
     """A dataset that is about to be imported; its source is kept in DATA_DIR/uploads until then.
 
@@ -78,12 +80,13 @@ def create_dataset(
         name: the source's own name when None; a number is added when it is taken.
         move: take the source away instead of copying it.
         enqueue: False for a caller that calls `import_dataset` itself.
+        pk: the id that it shall have, for a caller that must not make it twice.
     Raises:
         Fault: `dataset.not_a_zip` when the source is not there, `disk.full`.
     """
     source_name = source_name or source.name or source.resolve().name or "dataset"  # "." has no name of its own
     _require_readable(source)
-    dataset = Dataset(owner=owner, origin=origin, source_name=source_name[:255])
+    dataset = Dataset(pk=pk or uuid.uuid4(), owner=owner, origin=origin, source_name=source_name[:255])
     upload = _upload_folder(dataset)
     try:
         with disk_faults():

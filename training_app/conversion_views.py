@@ -6,7 +6,6 @@ import json
 import shutil
 import tempfile
 import uuid
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import redirect, render
 from django.urls import reverse
-from django.utils.text import get_valid_filename
 from django.views.decorators.http import require_POST, require_safe
 
 from audioldm_site import faults, machine
@@ -26,14 +24,11 @@ from audioldm_site.files import file_response
 from audioldm_site.jobs import queue
 from audioldm_site.jobs.live import event_number
 from audioldm_site.jobs.models import Status
-from audioldm_site.names import id_or_none
 from gpu.errors import Fault
-from training_app import conversions, loras, selectors, sources
+from training_app import conversions, drafts, loras, selectors, sources
 from training_app.conversion_forms import ExportForm, HubForm, ImportForm, UploadForm
 from training_app.models import Checkpoint, Conversion
 from training_app.sources import Found
-
-DRAFT_FILE = "draft.json"
 
 
 @require_safe
@@ -53,10 +48,8 @@ def upload(request: HttpRequest) -> HttpResponse:
     folder = settings.DATA_DIR / "uploads" / str(draft)
     folder.mkdir(parents=True)
     try:
-        name = _file_name(sent.name)
-        _keep(sent, folder / name)
-        (folder / DRAFT_FILE).write_text(json.dumps({"owner": request.user.pk, "name": name, "label": sent.name[:200]}))
-        sources.look_at(folder / name, label=name)
+        _keep(sent, folder / "part")
+        drafts.keep_draft(folder, folder / "part", name=sent.name, owner=request.user)
     except Fault as fault:
         shutil.rmtree(folder, ignore_errors=True)
         form.add_error("model", f"{faults.explain(fault.code).title}: {fault.message}")
@@ -95,7 +88,7 @@ def choose(request: HttpRequest) -> HttpResponse:
             owner = request.user if origin == Checkpoint.Origin.UPLOADED else None
             made = conversions.import_model(found, owner=owner, origin=origin, **form.values())
             if origin == Checkpoint.Origin.UPLOADED:
-                shutil.rmtree(_draft_folder(request.GET["upload"]), ignore_errors=True)
+                shutil.rmtree(drafts.draft_folder(request.GET["upload"]), ignore_errors=True)
             return redirect("checkpoints:conversion", made.pk)
         except Fault as fault:
             form.add_error(None, f"{faults.explain(fault.code).title}: {fault.message}")
@@ -226,22 +219,7 @@ def _chosen(request: HttpRequest) -> tuple[Found, str]:
     """
     if name := request.GET.get("incoming"):
         return sources.look_at(sources.incoming_path(name)), Checkpoint.Origin.SCANNED
-    folder = _draft_folder(request.GET.get("upload"))
-    try:
-        draft = json.loads((folder / DRAFT_FILE).read_text())
-    except (OSError, ValueError):
-        raise Http404("there is no such upload") from None
-    if draft["owner"] != request.user.pk:
-        raise Http404("there is no such upload")
-    found = sources.look_at(folder / draft["name"], label=draft["name"])
-    return replace(found, label=draft["name"]), Checkpoint.Origin.UPLOADED
-
-
-def _draft_folder(text: str | None) -> Path:
-    draft = id_or_none(text)
-    if draft is None:
-        raise Http404("no upload is named")
-    return settings.DATA_DIR / "uploads" / str(draft)
+    return drafts.open_draft(request.user, request.GET.get("upload")), Checkpoint.Origin.UPLOADED
 
 
 def _bases(request: HttpRequest, found: Found) -> list[Checkpoint]:
@@ -249,14 +227,6 @@ def _bases(request: HttpRequest, found: Found) -> list[Checkpoint]:
         return []
     rows = Checkpoint.objects.visible_to(request.user).usable().filter(format=Checkpoint.Format.DIFFUSERS)
     return loras.fitting(found, list(rows))
-
-
-def _file_name(sent: str) -> str:
-    """A plain name: the converter writes it into the model's papers."""
-    try:
-        return get_valid_filename(sent)[-120:]
-    except ValidationError:
-        return "model"
 
 
 def _keep(sent: UploadedFile, target: Path) -> None:

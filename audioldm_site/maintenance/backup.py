@@ -43,7 +43,7 @@ from training_app.models import Checkpoint
 
 FORMAT = 1
 HEADER, INDEX = "backup.json", "index.json"
-LEFT_OUT = ("cache", "uploads", "exports", "incoming")
+LEFT_OUT = ("cache", "uploads", "parts", "exports", "incoming")
 """Made again when needed, half brought in, or not ours yet."""
 GROWING = (EVENTS_FILE, "log.txt", "log.1.txt", "pinned")
 SQLITE_FILE, DUMP_FILE, JSON_FILE = "db.sqlite3", "postgres.dump", "database.json"
