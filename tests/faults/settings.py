@@ -10,3 +10,5 @@ PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 DATABASES["default"]["NAME"] = os.environ["TEST_DATABASE"]
 if os.environ.get("FAKE_TRAINER", "1") == "1":
     INSTALLED_APPS = [*INSTALLED_APPS, "tests.faults"]
+elif os.environ["FAKE_TRAINER"] == "harness":
+    INSTALLED_APPS = [*INSTALLED_APPS, "tests.faults.apps.HarnessConfig"]
