@@ -6,6 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AudioLDM2Pipeline
 
@@ -14,15 +15,16 @@ from gpu.errors import Fault
 from gpu.events import CHECKPOINT, FAILED, FINISHED, PROGRESS, STARTED, EventWriter
 from gpu.pretrain.clap import train_clap
 from gpu.pretrain.corpus import Corpus
-from gpu.pretrain.diffusion import train_diffusion
+from gpu.pretrain.diffusion import LATENTS, train_diffusion
 from gpu.pretrain.examples import prepare_examples
 from gpu.pretrain.export import export
+from gpu.pretrain.grain import train_grain, widened
 from gpu.pretrain.recipe import Recipe
 from gpu.pretrain.training import Announce
 from gpu.pretrain.vae import round_trip_error, train_vae
 from gpu.pretrain.vocoder import convert_vocoder
 
-STAGES = ("vae", "vocoder", "clap", "diffusion")
+STAGES = ("vae", "vocoder", "clap", "diffusion", "grain")
 
 
 def run(argv: list[str]) -> int:
@@ -99,6 +101,11 @@ def pretrain(
     if until == "clap":
         return None
     train_diffusion(recipe.diffusion, pipeline, examples, run_dir, seed=recipe.seed, announce=announce)
+    if until == "diffusion":
+        return None
+    latents = np.load(run_dir / LATENTS)
+    grained = train_grain(recipe.grain, vae, latents, examples, run_dir, seed=recipe.seed, announce=announce)
+    pipeline.register_modules(vae=grained, unet=widened(pipeline.unet, recipe.grain.noise_channels))
     return pipeline
 
 

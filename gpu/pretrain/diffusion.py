@@ -16,6 +16,7 @@ from gpu.pretrain.recipe import DiffusionRecipe
 from gpu.pretrain.training import Announce, Ema, Training, set_learning_rate, trapezoid
 from gpu.pretrain.vae import encode
 
+LATENTS = "latents.npy"
 TRAINED_PARTS = ("unet", "text_encoder_2", "projection_model", "language_model")
 
 
@@ -35,7 +36,7 @@ def train_diffusion(
         folder / "diffusion.pt", parts={"trained": trained, "optimizer": optimizer, "ema": ema},
         max_steps=recipe.max_train_steps, seed=seed, announce=announce,
     )  # fmt: skip
-    all_latents = _prepare_latents(folder / "latents.npy", pipeline, examples, announce=announce)
+    all_latents = _prepare_latents(folder / LATENTS, pipeline, examples, announce=announce)
     scheduler = pipeline.scheduler
 
     trained.train()

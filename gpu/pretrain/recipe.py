@@ -67,6 +67,19 @@ class DiffusionRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GrainRecipe:
+    """`noise_channels` are added to the latents. `lr_decay_steps`: as in DiffusionRecipe."""
+
+    noise_channels: int
+    train_batch_size: int
+    crop_frames: int
+    learning_rate: float
+    lr_warmup_steps: int
+    lr_decay_steps: int
+    max_train_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """`studio` is written beside the finished model, for the program that offers it."""
 
@@ -77,6 +90,7 @@ class Recipe:
     vocoder: VocoderRecipe
     clap: ClapRecipe
     diffusion: DiffusionRecipe
+    grain: GrainRecipe
     studio: dict[str, Any]
 
     @classmethod
@@ -91,6 +105,7 @@ class Recipe:
             vocoder=VocoderRecipe(**raw.pop("vocoder")),
             clap=ClapRecipe(**raw.pop("clap")),
             diffusion=DiffusionRecipe(**raw.pop("diffusion")),
+            grain=GrainRecipe(**raw.pop("grain")),
             studio=raw.pop("studio"),
             **raw,
         )

@@ -15,9 +15,10 @@ from diffusers import AudioLDM2Pipeline
 from transformers import ClapFeatureExtractor
 
 import gpu.pretrain
-from gpu.architectures import CLAP_FEATURES, build_vocoder
+from gpu.architectures import CLAP_FEATURES, build_unet, build_vae, build_vocoder
 from gpu.pretrain.clap import clap_features, contrastive_loss
 from gpu.pretrain.corpus import Corpus, read_registry
+from gpu.pretrain.grain import energy_score, widened, with_noise_channels
 from gpu.pretrain.synthesis import KINDS, SAMPLE_RATE_HZ, synthesise
 from gpu.pretrain.training import Ema, Training, cosine, trapezoid
 from gpu.pretrain.vocoder import renamed
@@ -56,6 +57,8 @@ def recipe_file(tmp_path: Path) -> Path:
         "clap": {"num_examples": 6, "train_batch_size": 3, "learning_rate": 1e-3, "lr_warmup_steps": 1, "max_train_steps": 3},
         "diffusion": {"train_batch_size": 3, "learning_rate": 1e-3, "lr_warmup_steps": 1, "lr_decay_steps": 2, "max_train_steps": 4,
                       "max_grad_norm": 1.0, "snr_gamma": None, "unconditional_share": 0.3, "ema_decay": 0.9},
+        "grain": {"noise_channels": 2, "train_batch_size": 2, "crop_frames": 16, "learning_rate": 1e-3, "lr_warmup_steps": 1, "lr_decay_steps": 2,
+                  "max_train_steps": 4},
         "studio": {"name": "miniature"},
     }  # fmt: skip
     path = tmp_path / "recipe.json"
@@ -111,7 +114,7 @@ def test_all_stages_lead_to_a_pipeline_that_makes_sound(recipe_file, tmp_path, c
     assert json.loads((tmp_path / "run/model/studio.json").read_text()) == {"name": "miniature"}
     events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
     assert events[0]["type"] == "started" and events[-1]["type"] == "finished"
-    assert {"vae", "clap", "diffusion"} <= {event["data"].get("stage") for event in events}
+    assert {"vae", "clap", "diffusion", "grain"} <= {event["data"].get("stage") for event in events}
 
 
 def test_a_run_stopped_in_each_stage_and_continued_equals_one_that_was_not(
@@ -128,12 +131,12 @@ def test_a_run_stopped_in_each_stage_and_continued_equals_one_that_was_not(
         report(self, loss, **more)
 
     monkeypatch.setattr(Training, "report", stop_at_third_step)
-    for _ in range(3):
+    for _ in range(4):
         with pytest.raises(KeyboardInterrupt):
             pretrain(recipe_file, tmp_path / "parts", corpus_files)
     pretrain(recipe_file, tmp_path / "parts", corpus_files)
 
-    assert stopped_in == {"vae", "clap", "diffusion"}
+    assert stopped_in == {"vae", "clap", "diffusion", "grain"}
     whole, parts = weights_of(tmp_path / "whole/model"), weights_of(tmp_path / "parts/model")
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -217,6 +220,57 @@ def test_two_sounds_with_one_caption_are_both_right_for_it():
     loss = contrastive_loss(logits, ["A dog.", "a dog", "rain"])
 
     assert loss == pytest.approx(2 / 3 * np.log(2), abs=1e-4)  # two captions share their certainty between two sounds
+
+
+def test_noise_channels_change_neither_what_the_encoder_says_of_the_others_nor_how_they_are_drawn():
+    torch.manual_seed(0)
+    vae = build_vae(ARCHITECTURE).eval()
+    vae.register_to_config(scaling_factor=0.5)
+    picture = torch.randn(1, 1, 16, 80)
+
+    wide = with_noise_channels(vae, 3)
+
+    old, new = vae.encode(picture).latent_dist, wide.encode(picture).latent_dist
+    count = old.mean.shape[1]
+    torch.testing.assert_close(new.mean[:, :count], old.mean)
+    torch.testing.assert_close(new.std[:, :count], old.std)
+    assert (new.mean[:, count:] == 0).all()
+    torch.testing.assert_close(new.std[:, count:] * 0.5, torch.ones_like(new.std[:, count:]))  # unit noise after scaling
+    silent = torch.cat([old.mean, torch.zeros_like(new.mean[:, count:])], 1)
+    torch.testing.assert_close(wide.decode(silent).sample, vae.decode(old.mean).sample)
+
+
+def test_a_widened_unet_neither_hears_nor_moves_the_noise_channels():
+    torch.manual_seed(0)
+    unet = build_unet(ARCHITECTURE).eval()
+    latents = torch.randn(1, unet.config.in_channels, 8, 8)
+    said = {
+        "encoder_hidden_states": torch.randn(1, 3, ARCHITECTURE.gpt2["n_embd"]),
+        "encoder_hidden_states_1": torch.randn(1, 3, ARCHITECTURE.t5["d_model"]),
+    }
+
+    moved = widened(unet, 2)(torch.cat([latents, torch.randn(1, 2, 8, 8)], 1), 500, **said).sample
+
+    torch.testing.assert_close(moved[:, :-2], unet(latents, 500, **said).sample)
+    assert (moved[:, -2:] == 0).all()  # the velocity of unit noise in unit noise
+
+
+def test_the_energy_score_rewards_draws_that_vary_as_much_as_the_truth():
+    truth = torch.randn(64, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    middle = torch.zeros_like(truth)
+    draws = torch.randn(2, 64, 1, 12, 12, generator=torch.Generator().manual_seed(1))
+
+    scores = [float(energy_score(a, b, truth)) for a, b in ((middle, middle), tuple(draws), tuple(3 * draws))]
+
+    assert scores[1] == min(scores)
+
+
+def test_the_energy_score_is_hand_computed():
+    low, high, real = (torch.full((1, 1, 12, 12), value) for value in (0.0, 4.0, 1.0))
+
+    # At each patch size: mean(|0 - 1|, |4 - 1|) - |0 - 4| / 2 = 2 - 2.
+    assert float(energy_score(low, high, real)) == pytest.approx(0.0, abs=1e-4)
+    assert float(energy_score(low, low, real)) == pytest.approx(1.0, abs=1e-2)
 
 
 def test_the_running_mean_of_weights_is_hand_computed():
