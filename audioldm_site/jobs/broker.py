@@ -10,6 +10,7 @@ import multiprocessing
 from datetime import UTC, datetime, timedelta
 from time import sleep
 
+from django.db.models import Q
 from django.utils import timezone
 from django_q.brokers.orm import ORM
 from django_q.conf import Conf
@@ -42,7 +43,7 @@ class LeaseBroker(ORM):
     def dequeue(self) -> list[tuple[int, str]] | None:
         """One task that nobody holds, or None after a short sleep; always None while this cluster has one under way."""
         if not self.held:
-            for row in self.get_connection().filter(key=self.list_key, lock__lte=timezone.now()).order_by("lock", "pk")[:3]:
+            for row in self.get_connection().filter(_is_free(), key=self.list_key).order_by("lock", "pk")[:3]:
                 if self.get_connection().filter(pk=row.pk, lock=row.lock).update(lock=_lease_end()):
                     self._held.value = row.pk
                     return [(row.pk, row.payload)]
@@ -63,6 +64,12 @@ class LeaseBroker(ORM):
         super().delete(task_id)
         if task_id == self.held:
             self._held.value = 0
+
+
+def _is_free() -> Q:
+    """Rows whose moment has come, and those whose moment no lease can have set: the clock was moved back since they were put in line."""
+    now = timezone.now()
+    return Q(lock__lte=now) | Q(lock__gt=now + timedelta(seconds=2 * LEASE_S))
 
 
 def _lease_end() -> datetime:

@@ -226,6 +226,9 @@ def prepare_attempt(job: Job) -> bool:
 def reap(*, now: datetime | None = None) -> list[Job]:
     """Take running jobs from supervisors that are gone: back in line, or failed after too many attempts without progress."""
     now = now or timezone.now()
+    for model in job_models():
+        # The clock was moved back: whoever is alive says so again at once, and from the others it is counted anew.
+        model.objects.filter(status=Status.RUNNING, heartbeat_at__gt=now + timedelta(seconds=LOST_AFTER_S)).update(heartbeat_at=now)
     running = [job for model in job_models() for job in model.objects.filter(status=Status.RUNNING)]
     return _take_from_dead([job for job in running if _is_lost(job, now=now)])
 
@@ -270,6 +273,8 @@ def _take_from_dead(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _revive(job: Job) -> None:
+    if processes.end_worker(job):
+        log.warning("%s %s: its silent worker (process %d) was killed", job.kind, job.pk, job.child_pid)
     if not resync(job):
         return
     if job.stop_requested_at:

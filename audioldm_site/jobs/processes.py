@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterable
 
@@ -48,6 +49,24 @@ def end_processes(job: Job, *, grace_s: float) -> None:
             left = processes_of(job)
         if not left:
             return
+
+
+def end_worker(job: Job) -> bool:
+    """Kill the worker that executes a job in itself, once the job is taken from it; its cluster starts another. Whether there was one.
+
+    It may only have been frozen, and would go on with the job beside whoever has it next.
+    """
+    if job.child_pid in (None, os.getpid()) or f"@{socket.gethostname()}:" not in job.worker_name:
+        return False
+    try:
+        process = psutil.Process(job.child_pid)
+        # It was there when it claimed the job; a later process has got its number since, and a child of its own is no worker.
+        if process.create_time() > job.started_at.timestamp() + 1 or not set(process.cmdline()) & {"qcluster"}:
+            return False
+        process.kill()
+    except psutil.Error:
+        return False
+    return True
 
 
 def signal_group(pid: int, signal_number: int) -> None:

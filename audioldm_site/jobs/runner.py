@@ -45,6 +45,8 @@ EXIT_GRACE_S = 15.0
 """How long a child may take to leave after its ending."""
 TERM_GRACE_S = 5.0
 SHUTDOWN_GRACE_S = 60.0
+FULL_DISK_BYTES = 2**20
+"""With less than this free, a process may not even be able to say why it ends."""
 
 shutting_down = threading.Event()
 """Set when this worker was told to end: what runs is saved and put back in line."""
@@ -242,6 +244,10 @@ def _judge(job: Job, child: _Child) -> None:
 
 def _death(child: _Child) -> Fault:
     code = child.returncode
+    free_bytes = shutil.disk_usage(child.job.folder).free
+    if code is not None and code > 0 and free_bytes < FULL_DISK_BYTES:
+        words = f"the process ended with exit code {code} and could not say why: {free_bytes} bytes are free under {child.job.folder}"
+        return Fault("disk.full", f"{words}\n{log_tail(child.log_path)}".strip(), operator=True)
     if code == -signal.SIGKILL:
         how = "was killed (SIGKILL): by somebody, or by the system because the memory ran out"
     elif code is not None and code < 0:
@@ -299,7 +305,7 @@ class _Recorder:
                 events.copy()
                 if time.monotonic() >= next_beat:
                     next_beat = time.monotonic() + lifecycle.HEARTBEAT_EVERY_S
-                    if _patiently(lifecycle.heartbeat, job) is False:
+                    if _patiently(lifecycle.heartbeat, job, child_pid=os.getpid()) is False:
                         self._lost.set()
         except Exception:
             log.exception("%s %s: its events cannot be recorded", job.kind, job.pk)

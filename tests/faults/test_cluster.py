@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from datetime import timedelta
 
 import pytest
 from django.utils import timezone
@@ -144,6 +145,16 @@ def test_one_worker_holds_one_task(make_run, start_cluster) -> None:
 def test_a_run_without_a_queue_entry_is_found(make_run, start_cluster) -> None:
     run = make_run(in_line=False)
     type(run).objects.filter(pk=run.pk).update(created_at="2026-01-01T00:00Z", queued_at="2026-01-01T00:00Z")
+    start_cluster()
+
+    wait_for(status_is(run, Status.SUCCEEDED))
+
+
+def test_a_run_that_was_put_in_line_before_the_clock_went_back_is_done(make_run, start_cluster) -> None:
+    run = make_run(in_line=False)
+    run.queued_at = timezone.now() + timedelta(hours=1)
+    run.save()
+    queue.enqueue(run)
     start_cluster()
 
     wait_for(status_is(run, Status.SUCCEEDED))

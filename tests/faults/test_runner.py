@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from django.db import connections
+from django.utils import timezone
 
 from audioldm_site.jobs import lifecycle, processes, runner
 from audioldm_site.jobs.models import Status
@@ -336,3 +340,46 @@ def test_asking_whether_to_stop_is_cheap(make_run, django_assert_max_num_queries
         events.write("finished")
 
     execute(make_run(in_line=False), work)
+
+
+# --- what is left when things go wrong
+
+
+def test_a_full_disk_is_named_where_the_child_could_not_say_so(make_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 100, 0))
+
+    run = supervise(make_run(in_line=False), script(tmp_path, "raise SystemExit(1)"))
+
+    assert (run.status, run.error_code) == (Status.FAILED, "disk.full")
+
+
+def test_a_job_whose_last_sign_lies_in_the_future_is_not_waited_for_until_then(make_run):
+    run = make_run(in_line=False)
+    assert lifecycle.claim(run, worker_name="here")
+    now = timezone.now()
+    TrainingRun.objects.filter(pk=run.pk).update(heartbeat_at=now + timedelta(hours=1))
+
+    assert lifecycle.reap(now=now) == []
+
+    assert lifecycle.reap(now=now + timedelta(seconds=lifecycle.LOST_AFTER_S + 1)) == [run]
+
+
+@pytest.mark.parametrize(("word", "is_killed"), [("qcluster", True), ("something", False)])
+def test_a_silent_worker_is_killed_before_its_job_goes_on_elsewhere(make_run, word, is_killed):
+    run = make_run(in_line=False)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", word])
+    try:
+        assert lifecycle.claim(run, worker_name=f"training@{socket.gethostname()}:1")
+        lifecycle.heartbeat(run, child_pid=child.pid)
+
+        lifecycle.reap(now=timezone.now() + timedelta(seconds=lifecycle.LOST_AFTER_S + 1))
+
+        run.refresh_from_db()
+        assert run.status == Status.QUEUED
+        if is_killed:
+            assert child.wait(timeout=10) == -signal.SIGKILL
+        else:
+            assert child.poll() is None
+    finally:
+        child.kill()
+        child.wait()
