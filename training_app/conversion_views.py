@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 import shutil
 import tempfile
 import uuid
@@ -252,10 +252,12 @@ def _command(found: Conversion) -> str:
     """The equal command."""
     config: dict[str, Any] = found.config
     if found.is_export:
-        return f"./manage.py export_checkpoint {json.dumps(found.name)} --format {config['format']} --dtype {config['dtype']} --out PATH"
-    words = [f"./manage.py import_checkpoint {config['source'] if config['kind'] == sources.HUB else found.source}", f"--name {json.dumps(found.name)}"]
+        return shlex.join(["./manage.py", "export_checkpoint", found.name, "--format", config["format"], "--dtype", config["dtype"], "--out", "PATH"])
+    words = ["./manage.py", "import_checkpoint", config["source"] if config["kind"] == sources.HUB else found.source, "--name", found.name]
     if config["weights"] != "auto":
         words.append(f"--{config['weights']}")
     if found.base:
-        words.append(f"--base {json.dumps(found.base.name)}")
-    return " ".join(words if config["keep_original"] else [*words, "--slim"])
+        words += ["--base", found.base.name]
+    if not config["keep_original"]:
+        words.append("--slim")
+    return shlex.join(words)

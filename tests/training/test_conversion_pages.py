@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
+import shlex
 import shutil
 import struct
 import zipfile
@@ -260,6 +262,16 @@ def test_a_failed_import_says_what_why_and_what_to_do(alice_client, alice):
     made.save()
     page = alice_client.get(reverse("checkpoints:conversion", args=[made.pk])).content.decode()
     assert "The hub cannot be reached" in page and "no way to the hub" in page and "Try again" in page
+
+
+def test_the_equal_command_survives_a_shell_whatever_the_file_is_called(alice_client, alice):
+    name = "Über $(touch x) `y` \"z\" it's"
+    made = Conversion(owner=alice, direction="import", name=name, source=f"{name}.ckpt", status=Status.SUCCEEDED)
+    made.config = {"kind": "original", "source": "/elsewhere", "destination": "checkpoints/x-1", "weights": "raw", "keep_original": False}
+    made.save()
+    page = html.unescape(alice_client.get(reverse("checkpoints:conversion", args=[made.pk])).content.decode())
+    command = page.partition("./manage.py import_checkpoint")[2].partition("</code>")[0]
+    assert shlex.split(command) == [f"{name}.ckpt", "--name", name, "--raw", "--slim"]
 
 
 def test_events_can_be_polled_where_no_socket_gets_through(alice_client, alices):

@@ -1,5 +1,7 @@
 """Look through DATA_DIR/incoming for datasets and checkpoints that were dropped there."""
 
+import shlex
+
 from audioldm_site.management.base import StudioCommand
 from datasets_app import services as datasets
 from training_app import conversions
@@ -30,5 +32,5 @@ class Command(StudioCommand):
         lines = []
         for kind in ("datasets", "checkpoints"):
             lines += [f"{len(result[kind])} new {kind}", *(f"  {item['name']}" for item in result[kind])]
-        lines += [f"recognised: {item['title']}: ./manage.py import_checkpoint {item['path']}" for item in result["files"]]
+        lines += [f"recognised: {item['title']}: {shlex.join(['./manage.py', 'import_checkpoint', item['path']])}" for item in result["files"]]
         return "\n".join([*lines, *(f"left alone: {item['path']}: {item['message']}" for item in result["ignored"])])
