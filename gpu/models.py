@@ -46,6 +46,7 @@ SHARD = re.compile(r"-\d{5}-of-\d{5}")
 SIZES = {128: "-S", 192: "-M", 256: "-L"}
 NEEDS_PHONEMES = "it speaks from phonemes, which a text prompt does not give; it can be imported and exported"
 MAX_HEADER_BYTES = 100 * 2**20
+MAX_SAMPLE_RATE_HZ, MAX_MELS, MAX_TIMESTEPS = 384_000, 4_096, 100_000
 DEFAULTS = ("audio_length_in_s", "num_inference_steps", "sampler", "guidance_scale")
 
 
@@ -136,7 +137,8 @@ def describe(folder: Path) -> ModelFacts:
 
     Raises:
         Fault: `checkpoint.unrecognised`, it is no model of a family that we know; `checkpoint.incomplete`, one of its parts or
-            weights is missing or cut short; `checkpoint.pickled`, its weights are not safetensors.
+            weights is missing or cut short; `checkpoint.pickled`, its weights are not safetensors;
+            `checkpoint.malformed`, its configurations promise what cannot be.
     """
     folder = Path(folder)
     index = _model_index(folder)
@@ -156,6 +158,8 @@ def describe(folder: Path) -> ModelFacts:
         part: _count_parameters(folder / part) for part in (*PARTS[family], *sorted(extras)) if part not in WITHOUT_WEIGHTS
     }  # fmt: skip
     vocoder, vae, unet = (_component_config(folder, part) for part in ("vocoder", "vae", "unet"))
+    _require_within(folder, "vocoder", vocoder, {"sampling_rate": MAX_SAMPLE_RATE_HZ, "model_in_dim": MAX_MELS, "upsample_rates": MAX_MELS})
+    _require_within(folder, "scheduler", _component_config(folder, "scheduler"), {"num_train_timesteps": MAX_TIMESTEPS})
     studio = _read_json(folder / STUDIO_FILE) if (folder / STUDIO_FILE).is_file() else {}
     try:
         original = dict(studio.get("original") or {})
@@ -315,7 +319,7 @@ def _model_index(folder: Path) -> dict[str, Any]:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise Fault("checkpoint.unrecognised", f"{folder.name} holds {found}; {expected}")
     index = _read_json(folder / INDEX_FILE)
-    if index.get("_class_name") not in FAMILIES:
+    if str(index.get("_class_name")) not in FAMILIES:
         raise Fault("checkpoint.unrecognised", f"{folder.name} is a {index.get('_class_name')!r}; {expected}")
     return index
 
@@ -414,11 +418,36 @@ def weight_files(part: Path) -> list[Path]:
 
 def _count_parameters(part: Path) -> int:
     """Weights in a part's safetensors files, from their headers."""
-    return sum(_header_parameters(file) for file in weight_files(part))
+    counts = [_header_counts(file) for file in weight_files(part)]
+    _require_possible(part, _read_json(part / "config.json"), tensors=sum(tensors for _, tensors in counts))
+    return sum(parameters for parameters, _ in counts)
 
 
-def _header_parameters(path: Path) -> int:
-    """Weights that a safetensors file holds; its length is checked against its header.
+def _require_possible(part: Path, config: Mapping[str, Any], *, tensors: int) -> None:
+    """Raises Fault `checkpoint.malformed` for a configuration with more layers than its files hold tensors.
+
+    A library builds the layers first and looks at the files afterwards: ten million of them take hours and all memory.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _require_possible(part, value, tensors=tensors)
+        counts = [len(value), *value] if isinstance(value, list) else [value]
+        most = max((count for count in counts if isinstance(count, int)), default=0)
+        if (("layer" in key or key == "depths") and most > tensors) or (isinstance(value, list) and len(value) > tensors):
+            raise Fault("checkpoint.malformed", f"{part.parent.name}: {part.name} has {key} {str(value)[:60]}, and {tensors} tensors in its files")
+
+
+def _require_within(folder: Path, part: str, config: Mapping[str, Any], limits: Mapping[str, int]) -> None:
+    """Raises Fault `checkpoint.malformed` for a number that would fill all memory or divide by zero later on."""
+    for key, most in limits.items():
+        given = config.get(key, 1)
+        numbers = given if isinstance(given, list) else [given]
+        if not all(type(number) in (int, float) and 1 <= number <= most for number in numbers):
+            raise Fault("checkpoint.malformed", f"{folder.name}: {part} has {key} {str(given)[:60]}; 1 to {most} are possible")
+
+
+def _header_counts(path: Path) -> tuple[int, int]:
+    """Weights and tensors that a safetensors file holds; its length is checked against its header.
 
     The format: eight bytes with the header's length, the header (JSON), the values.
     """
@@ -431,11 +460,12 @@ def _header_parameters(path: Path) -> int:
             header: Mapping[str, Any] = json.loads(file.read(length))
         tensors = [value for name, value in header.items() if name != "__metadata__"]
         end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        parameters = sum(math.prod(tensor["shape"]) for tensor in tensors)
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise Fault("checkpoint.incomplete", f"{path} is not a whole safetensors file: {error}") from error
     if end != size:
         raise Fault("checkpoint.incomplete", f"{path} has {size} bytes, its header promises {end}")
-    return sum(math.prod(tensor["shape"]) for tensor in tensors)
+    return parameters, len(tensors)
 
 
 def _readme_licence(folder: Path) -> str:
@@ -460,7 +490,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Fault("checkpoint.incomplete", f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Fault("checkpoint.incomplete", f"{path}: {error}") from error
     if not isinstance(raw, dict):
         raise Fault("checkpoint.incomplete", f"{path} does not hold a JSON object")

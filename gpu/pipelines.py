@@ -343,7 +343,7 @@ def _open_part(folder: Path, name: str, family: str, dtype: torch.dtype) -> Any:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
         if fault_of(error).code != "internal":
             raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)

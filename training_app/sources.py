@@ -122,7 +122,7 @@ class ModelZip(ZipSource):
                 raise Fault("checkpoint.unrecognised", f"{name} is larger than {INDEX_BYTES} bytes")
         try:
             raw = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Fault("checkpoint.incomplete", f"{name}: {error}") from error
         if not isinstance(raw, dict):
             raise Fault("checkpoint.incomplete", f"{name} does not hold a JSON object")

@@ -437,6 +437,8 @@ def _adopt(job: ConvertJob, source: Path, lineage: Mapping[str, str], report: Re
             continue
         if path.is_symlink() and "hub" not in job.source[:4]:
             raise Fault("checkpoint.link", f"{relative} is a link")
+        if not path.is_file():
+            raise Fault("checkpoint.unrecognised", f"{relative} is no ordinary file")  # a pipe would be waited for without end
         wanted.append(relative)
     total = sum((source / name).stat().st_size for name in wanted)
     with appearing(Path(job.destination), size_bytes=total) as target:
@@ -482,8 +484,9 @@ def _note(target: Path, job: ConvertJob, studio: dict[str, Any], lineage: Mappin
 def _require_known_libraries(index: Mapping[str, Any], name: str) -> None:
     """Raises Fault `checkpoint.unrecognised` when a part is of a class from elsewhere: code that would be imported."""
     for part, about in index.items():
-        if isinstance(about, list) and len(about) == 2 and about[0] not in (None, "diffusers", "transformers", "audioldm2"):
-            raise Fault("checkpoint.unrecognised", f"{name}: its {part} is a {about[1]} of {about[0]}; only those of diffusers and transformers are known")
+        if isinstance(about, list) and (len(about) != 2 or about[0] not in (None, "diffusers", "transformers", "audioldm2")):
+            what = f"a {about[1]} of {about[0]}" if len(about) == 2 else f"{about}"
+            raise Fault("checkpoint.unrecognised", f"{name}: its {part} is {what[:120]}; only classes of diffusers and transformers are known")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -81,6 +81,37 @@ def test_another_pipeline_is_not_taken_for_ours(model):
     assert code_of(model) == "checkpoint.unrecognised"
 
 
+@pytest.mark.parametrize("named", [["AudioLDM2Pipeline"], {"AudioLDM2Pipeline": 1}, None, 7])
+def test_a_pipeline_that_is_no_name_is_refused_in_words(model, named):
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps({**index, "_class_name": named}))
+    assert code_of(model) == "checkpoint.unrecognised"
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "studio.json"])
+def test_brackets_without_end_are_refused_in_words(model, file):
+    (model / file).write_text("[" * 200_000 + "]" * 200_000)
+    assert code_of(model) == "checkpoint.incomplete"
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("language_model/config.json", "n_layer", 10**7), ("unet/config.json", "layers_per_block", 10**6),
+        ("text_encoder/config.json", "text_config", {"num_hidden_layers": 10**7}), ("vae/config.json", "block_out_channels", [32] * 100_000),
+        ("vocoder/config.json", "sampling_rate", 10**15), ("vocoder/config.json", "sampling_rate", float("nan")),
+        ("vocoder/config.json", "upsample_rates", [0, 2]), ("vocoder/config.json", "model_in_dim", -64),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", 10**11),
+    ],
+)  # fmt: skip
+def test_numbers_that_cannot_be_are_refused_before_anything_is_built(model, file, key, value):
+    config = json.loads((model / file).read_text())
+    (model / file).write_text(json.dumps({**config, key: value}))
+    with pytest.raises(Fault, match=key if key != "text_config" else "num_hidden_layers") as caught:
+        describe(model)
+    assert caught.value.code == "checkpoint.malformed"
+
+
 def test_a_missing_part_is_named(model):
     shutil.rmtree(model / "vocoder")
     with pytest.raises(Fault, match="vocoder") as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -250,12 +251,20 @@ def test_a_diffusers_folder_is_checked_and_copied_without_pickles(tiny, tmp_path
     assert tensors_of(tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors") == tensors_of(tiny / "unet" / "diffusion_pytorch_model.safetensors")
 
 
-def test_a_folder_that_names_a_class_from_elsewhere_is_refused(tiny, tmp_path):
+@pytest.mark.parametrize("named", [["os", "system"], ["os", "system", ""], ["os"], []])
+def test_a_folder_that_names_a_class_from_elsewhere_is_refused(tiny, tmp_path, named):
     shutil.copytree(tiny, tmp_path / "source")
     index = json.loads((tmp_path / "source" / "model_index.json").read_text())
-    index["vocoder"] = ["os", "system"]
+    index["vocoder"] = named
     (tmp_path / "source" / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(Fault, match="system of os"):
+    with pytest.raises(Fault, match=r"its vocoder is .*only classes of diffusers"):
+        convert(ConvertJob(source=str(tmp_path / "source"), destination=str(tmp_path / "m")), quiet)
+
+
+def test_a_pipe_in_a_folder_is_refused_and_not_waited_for(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "source")
+    os.mkfifo(tmp_path / "source" / "unet" / "notes.txt")
+    with pytest.raises(Fault, match=r"unet/notes\.txt is no ordinary file"):
         convert(ConvertJob(source=str(tmp_path / "source"), destination=str(tmp_path / "m")), quiet)
 
 
