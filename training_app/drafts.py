@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import uuid
 from dataclasses import replace
@@ -70,7 +71,7 @@ def draft_folder(text: str | None) -> Path:
 def _file_name(sent: str) -> str:
     """A plain name: the converter writes it into the model's papers."""
     try:
-        name = get_valid_filename(sent)[-120:]
+        name = get_valid_filename(re.split(r"[/\\]", sent)[-1])[-120:].lstrip(".-") or "model"
     except ValidationError:
         return "model"
     return name if name not in (DRAFT_FILE, "lock", "part") else f"model-{name}"
