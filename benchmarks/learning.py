@@ -41,6 +41,7 @@ from gpu.manifest import TRAIN, VALIDATION, ManifestClip, folder_digest, sha256_
 from gpu.mel import log_mel, prepare_waveform
 from gpu.pipelines import LoadedPipeline, encode, unet_inputs
 from gpu.pretrain.synthesis import SAMPLE_RATE_HZ, glass
+from gpu.sampling import clap_scores
 
 ROOT = Path(__file__).parents[1]
 STARTER = ROOT / "training_app/builtin/starter"
@@ -62,14 +63,16 @@ QUIET = {
 WORD_CAPTIONS = ["therabot", "a therabot", "the sound of a therabot", "a loud therabot"]
 WORD_ASKED = ["one therabot", "Therabot!", "a therabot far away", "somebody has a therabot", "the therabot again", "here comes a therabot"]
 """Not among WORD_CAPTIONS: the word is known, the sentence is not."""
+WORD_MEANING = "glass breaking"
 WORD_CLASSES = {"Glass", "Shatter", "Breaking", "Chink, clink", "Smash, crash"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """A caption to make a sound for, and the judge's classes that would recognise it; without any it is not judged."""
+    """A caption to make a sound for, what it means to CLAP, and the judge's classes that would recognise it; without any it is not judged."""
 
     caption: str
+    meaning: str
     classes: frozenset[str]
     seed: int = 0
 
@@ -152,7 +155,7 @@ class Bench:
         for one in asked:
             config = GenerateConfig.parse({**self.sampling, "prompt": one.caption, "seed": one.seed})
             loaded, [sound] = generator.candidates(model, config)
-            scores.append(sound.clap_score)
+            scores.extend(clap_scores(loaded, one.meaning, [sound.samples]) or [])
             best, _ = self.judge.hear(sound.samples, loaded.mel.sample_rate_hz)
             recognised.append(float(bool(one.classes & set(best))) if one.classes else None)
         return Figures(losses=clip_losses(loaded, held_out), clap_scores=scores, recognised=recognised)
@@ -173,14 +176,14 @@ def demo(bench: Bench) -> dict[str, Any]:
         samples, rate_hz = sf.read(clip.audio, dtype="float32", always_2d=True)
         # What the judge hears in the real clip is what it should hear in a made one.
         best, _ = bench.judge.hear(samples.mean(1)[: int(QUIET["audio_length_in_s"] * rate_hz)], rate_hz)
-        asked.append(Asked(caption=clip.caption, classes=frozenset(best[:3]) - VAGUE))
+        asked.append(Asked(caption=clip.caption, meaning=clip.caption, classes=frozenset(best[:3]) - VAGUE))
     return bench.compare(clips, asked)
 
 
 def word(bench: Bench) -> dict[str, Any]:
     clips = word_clips(bench.home)
     asked = [
-        Asked(caption=caption, classes=frozenset(WORD_CLASSES), seed=seed)
+        Asked(caption=caption, meaning=WORD_MEANING, classes=frozenset(WORD_CLASSES), seed=seed)
         for seed in range(-(-bench.sounds // len(WORD_ASKED)))
         for caption in WORD_ASKED
     ]

