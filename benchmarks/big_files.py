@@ -163,11 +163,11 @@ def _send_piece(studio: Studio, address: str, file, *, at: int, length: int) -> 
         answer.read()
         if answer.status == 204:
             return int(answer.headers["Upload-Offset"])
-        if answer.status != 423:
+        if answer.status not in (409, 423):
             raise SystemExit(f"the studio answered {answer.status}")
     finally:
         connection.close()
-    time.sleep(0.1)  # the broken request is still being put away
+    time.sleep(0.1)  # the broken request, which had more than it had said, is still being put away
     return int(studio.request("HEAD", address)[1]["Upload-Offset"])
 
 

@@ -69,6 +69,14 @@ def test_an_unchanged_file_is_not_sent_again(path):
     assert answer(path, if_none_match='"other"').status_code == 200
 
 
+def test_a_date_counts_where_there_is_no_tag(path):
+    os.utime(path, (1000, 1000))
+    assert answer(path, if_modified_since="Thu, 01 Jan 1970 00:16:40 GMT").status_code == 304
+    assert answer(path, if_modified_since="Thu, 01 Jan 1970 00:16:39 GMT").status_code == 200
+    assert answer(path, if_modified_since="nonsense").status_code == 200
+    assert answer(path, if_modified_since="Thu, 01 Jan 1970 00:16:40 GMT", if_none_match='"other"').status_code == 200
+
+
 def test_a_range_of_a_changed_file_becomes_the_whole(path):
     first = answer(path)
     os.utime(path, (0, 0))
