@@ -7,10 +7,11 @@ Names are diffusers' own. Defaults of the first seven are the ones that users of
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -266,6 +267,19 @@ class ModelRef:
     weights: str | None = None
 
 
+def _readable(read: Callable[[type, Path], Any]) -> Callable[[type, Path], Any]:
+    """What a config.json lacks, or has of another kind, is a fault of the file."""
+
+    @functools.wraps(read)
+    def checked(cls: type, folder: Path) -> Any:
+        try:
+            return read(cls, folder)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise Fault("config.unreadable", f"{folder / CONFIG_FILE}: {type(error).__name__}: {str(error)[:200]}") from error
+
+    return checked
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinetuneJob:
     """The frozen `config.json` of a run's folder.
@@ -285,6 +299,7 @@ class FinetuneJob:
         _write_json(folder / CONFIG_FILE, {"job": "finetune", **dataclasses.asdict(self)})
 
     @classmethod
+    @_readable
     def read(cls, folder: Path) -> FinetuneJob:
         raw = _read_json(folder / CONFIG_FILE, job="finetune")
         return cls(**{**raw, "config": FinetuneConfig.parse(raw["config"]), "model": ModelRef(**raw["model"])})
@@ -302,6 +317,7 @@ class GenerateJob:
         _write_json(folder / CONFIG_FILE, {"job": "generate", **dataclasses.asdict(self)})
 
     @classmethod
+    @_readable
     def read(cls, folder: Path) -> GenerateJob:
         raw = _read_json(folder / CONFIG_FILE, job="generate")
         return cls(**{**raw, "config": GenerateConfig.parse(raw["config"]), "model": ModelRef(**raw["model"])})
@@ -329,6 +345,7 @@ class EvaluateJob:
         _write_json(folder / CONFIG_FILE, {"job": "evaluate", **dataclasses.asdict(self)})
 
     @classmethod
+    @_readable
     def read(cls, folder: Path) -> EvaluateJob:
         raw = _read_json(folder / CONFIG_FILE, job="evaluate")
         subjects = [EvaluateSubject(**{**subject, "model": ModelRef(**subject["model"])}) for subject in raw["subjects"]]
@@ -356,6 +373,7 @@ class ListenJob:
         _write_json(folder / CONFIG_FILE, {"job": "listen", **dataclasses.asdict(self)})
 
     @classmethod
+    @_readable
     def read(cls, folder: Path) -> ListenJob:
         raw = _read_json(folder / CONFIG_FILE, job="listen")
         subjects = [EvaluateSubject(**{**subject, "model": ModelRef(**subject["model"])}) for subject in raw["subjects"]]
@@ -385,6 +403,7 @@ class ConvertJob:
         _write_json(folder / CONFIG_FILE, {"job": "convert", **dataclasses.asdict(self)})
 
     @classmethod
+    @_readable
     def read(cls, folder: Path) -> ConvertJob:
         return cls(**_read_json(folder / CONFIG_FILE, job="convert"))
 
@@ -410,6 +429,7 @@ class ExportJob:
         _write_json(folder / CONFIG_FILE, {"job": "export", **dataclasses.asdict(self)})
 
     @classmethod
+    @_readable
     def read(cls, folder: Path) -> ExportJob:
         raw = _read_json(folder / CONFIG_FILE, job="export")
         return cls(**{**raw, "model": ModelRef(**raw["model"])})
@@ -474,9 +494,9 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _read_json(path: Path, *, job: str) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Fault("config.unreadable", f"{path}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise Fault("config.unreadable", f"{path}: {str(error)[:200]}") from error
     found = raw.pop("job", None) if isinstance(raw, dict) else None
     if found != job:
-        raise Fault("config.unreadable", f"{path} describes {found!r}, not a {job} job")
+        raise Fault("config.unreadable", f"{path} describes {str(found)[:100]!r}, not a {job} job")
     return raw

@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gpu.errors import Fault
+
 FORMAT_VERSION = 1
 EVENTS_FILE = "events.jsonl"
 
@@ -46,9 +48,13 @@ class Event:
         """Raises ValueError when the line is not a whole event."""
         try:
             raw = json.loads(line)
-            return cls(seq=raw["seq"], attempt=raw["attempt"], type=raw["type"], at=raw["at"], data=raw["data"], v=raw["v"])
-        except (KeyError, TypeError) as error:
+            event = cls(seq=raw["seq"], attempt=raw["attempt"], type=raw["type"], at=raw["at"], data=raw["data"], v=raw["v"])
+            datetime.fromisoformat(event.at)
+        except (KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"not an event: {line[:200]!r}") from error
+        if not (event.seq and _counts(event.seq) and _counts(event.attempt) and event.type in TYPES and isinstance(event.data, dict)):
+            raise ValueError(f"not an event: {line[:200]!r}")
+        return event
 
 
 class EventWriter:
@@ -116,7 +122,11 @@ class EventTail:
         self._offset = 0
 
     def read(self, *, limit: int | None = None) -> list[Event]:
-        """The events that were completed since the last call, at most `limit`."""
+        """The events that were completed since the last call, at most `limit`.
+
+        Raises:
+            Fault: `events.damaged`, what comes next is no event or not the next one. What comes before it was read by the calls before.
+        """
         if not self.path.exists():
             return []
         events: list[Event] = []
@@ -125,8 +135,15 @@ class EventTail:
             for line in file:
                 if not line.endswith(b"\n") or (limit is not None and len(events) >= limit):
                     break
+                try:
+                    event = Event.from_json(line)
+                    if event.seq > self.after + 1:
+                        raise ValueError(f"event {self.after + 1} is missing: {event.seq} came instead")
+                except ValueError as error:
+                    if events:
+                        break
+                    raise Fault("events.damaged", f"{self.path} at byte {self._offset}: {str(error)[:300]}") from error
                 self._offset += len(line)
-                event = Event.from_json(line)
                 if event.seq > self.after:
                     self.after = event.seq
                     events.append(event)
@@ -139,7 +156,7 @@ def now() -> str:
 
 
 def _mend(path: Path) -> int:
-    """Cut off what follows the last whole event and return its number (0 for a new file)."""
+    """Cut off what follows the last whole event without a hole before it and return its number (0 for a new file)."""
     if not path.exists():
         return 0
     seq, whole = 0, 0
@@ -148,13 +165,21 @@ def _mend(path: Path) -> int:
             if not line.endswith(b"\n"):
                 break
             try:
-                seq = Event.from_json(line).seq
+                found = Event.from_json(line).seq
             except ValueError:
                 break
+            if found != seq + 1:
+                break
+            seq = found
             whole += len(line)
     if whole != path.stat().st_size:
         os.truncate(path, whole)
     return seq
+
+
+def _counts(value: Any) -> bool:
+    """Whether it is a whole number that a column holds. A job that was cancelled while it waited has had no attempt: 0."""
+    return type(value) is int and 0 <= value < 2**31
 
 
 def _finite(value: Any) -> Any:

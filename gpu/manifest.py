@@ -53,8 +53,8 @@ def read_manifest(folder: Path) -> list[ManifestClip]:
     for number, line in enumerate(lines, start=1):
         try:
             clips.append(ManifestClip(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise Fault("manifest.unreadable", f"{path} line {number}: {error}") from error
+        except (ValueError, TypeError, RecursionError) as error:
+            raise Fault("manifest.unreadable", f"{path} line {number}: {str(error)[:200]}") from error
     return clips
 
 

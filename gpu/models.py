@@ -262,11 +262,19 @@ def read_checkpoint(folder: Path) -> CheckpointFacts:
         raise Fault("checkpoint.incomplete", f"{path} does not exist: this is not a checkpoint, or it was not saved to its end")
     raw = _read_json(path)
     if raw.get("format_version") != CHECKPOINT_VERSION:
-        raise Fault("checkpoint.unrecognised", f"{path} has format {raw.get('format_version')!r}; this version reads {CHECKPOINT_VERSION}")
+        raise Fault("checkpoint.unrecognised", f"{path} has format {str(raw.get('format_version'))[:40]!r}; this version reads {CHECKPOINT_VERSION}")
     try:
-        return CheckpointFacts(**raw)
+        facts = CheckpointFacts(**raw)
     except TypeError as error:
-        raise Fault("checkpoint.incomplete", f"{path}: {error}") from error
+        raise Fault("checkpoint.incomplete", f"{path}: {str(error)[:200]}") from error
+    hashes = facts.files.items() if isinstance(facts.files, dict) else [("files", facts.files)]
+    tables = (facts.config, facts.metrics, facts.model)
+    # A name is of a file beside this one, and of none elsewhere.
+    if not all(isinstance(digest, str) and name == Path(name).name and "\0" not in name for name, digest in hashes) or not all(isinstance(table, dict) for table in tables):
+        raise Fault("checkpoint.incomplete", f"{path} does not say which files it stands for: {str(facts.files)[:200]}")
+    if type(facts.step) is not int or not all(isinstance(text, str) for text in (facts.method, facts.base, facts.base_sha256, facts.licence)):
+        raise Fault("checkpoint.incomplete", f"{path}: step is {str(facts.step)[:40]} and method {str(facts.method)[:40]}")
+    return facts
 
 
 def verify_checkpoint(folder: Path, *, only: tuple[str, ...] | None = None) -> CheckpointFacts:

@@ -267,8 +267,9 @@ def _take_from_dead(jobs: Sequence[Job]) -> list[Job]:
         except Exception as error:
             # Whatever is wrong with one job, the others must not wait for it.
             log.exception("%s %s cannot be taken up again", job.kind, job.pk)
+            processes.end_processes(job, grace_s=0)
             if still_runs(job):
-                fail(job, Fault("internal", f"{type(error).__name__}: {error}"))
+                fail(job, error if isinstance(error, Fault) else Fault("internal", f"{type(error).__name__}: {error}"))
     return list(jobs)
 
 

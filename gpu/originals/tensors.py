@@ -477,7 +477,7 @@ def _open_safetensors(path: Path, file: BinaryIO, size: int) -> TensorFile:
     try:
         header = json.loads(header_bytes)
         metadata = header.pop("__metadata__", {})
-        tensors = {name: (Entry(_shape(about["shape"]), str(about["dtype"])), *map(int, about["data_offsets"])) for name, about in header.items()}
+        tensors = {name: (Entry(_shape(about["shape"]), str(about["dtype"])), *_span(about["data_offsets"])) for name, about in header.items()}
         extras = {str(key): value for key, value in metadata.items() if isinstance(value, str)}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise Fault("checkpoint.malformed", f"{path.name}: its header cannot be read ({type(error).__name__})") from error
@@ -504,6 +504,11 @@ def _shape(values: Any) -> tuple[int, ...]:
     if len(shape) > 8 or not all(isinstance(extent, int) and not isinstance(extent, bool) and extent >= 0 for extent in shape):
         raise ValueError(values)
     return shape
+
+
+def _span(values: Any) -> tuple[int, int]:
+    begin, end = map(int, values)
+    return begin, end
 
 
 def _short(shape: tuple[int, ...]) -> str:

@@ -1,0 +1,8 @@
+from __future__ import annotations
+
+from tests.fuzz.cases import tried
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if tried:
+        terminalreporter.write_line(f"fuzz: {sum(tried.values())} cases: " + ", ".join(f"{name[5:]} {count}" for name, count in sorted(tried.items())))
