@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from tests.fuzz.cases import tried
+from tests.site.conftest import base_checkpoint  # noqa: F401
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
