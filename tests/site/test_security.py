@@ -60,6 +60,7 @@ def test_the_web_process_does_not_start_on_a_public_address_with_a_secret_that_c
 @pytest.mark.parametrize(
     ("secret", "weak"),
     [("guess", True), ("a" * 60, True), ("change-me-" + "abcdefgh" * 6, True), (secrets.token_urlsafe(50), False)],
+    ids=["a word", "one letter", "a pattern", "made by chance"],
 )
 def test_a_key_that_can_be_guessed_is_told(secret, weak):
     assert is_weak(secret) == weak
