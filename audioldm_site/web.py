@@ -278,13 +278,19 @@ class Server(daphne_server.Server):
             await protocol.gate.wait()
 
     def kill_all_applications(self):
-        """As Daphne's, which stumbles over connections without a request."""
-        for protocol in list(self.connections):
-            if inflow := getattr(protocol, "inflow", None):
-                inflow.lose()  # its thread keeps what has come, and would hold the process otherwise
-        running = [details["application_instance"] for details in self.connections.values() if "application_instance" in details]
-        for application in running:
-            application.cancel()
+        """As Daphne's, which stumbles over connections without a request, and leaves Django's tasks behind: Python 3.11 crashes on those."""
+        running = []
+        for protocol, details in list(self.connections.items()):
+            if (application := details.get("application_instance")) is None:
+                continue
+            running.append(application)
+            if not isinstance(protocol, Request) or protocol.application_queue is None:
+                application.cancel()
+                continue
+            # As when the client goes: Django then ends everything itself, and an upload's thread keeps what has come.
+            if protocol.inflow is not None:
+                protocol.inflow.lose()
+            protocol.send_disconnect()
         done = defer.Deferred.fromFuture(asyncio.ensure_future(asyncio.wait(running, timeout=CLOSE_S)) if running else _nothing())
         return done.addErrback(lambda failure: None)
 

@@ -81,6 +81,7 @@ def web(environment, alice, tmp_path):  # noqa: F811
     yield web
     web.process.kill()
     web.process.wait()
+    print(web.log.read_text())
 
 
 def test_a_web_process_killed_in_the_middle_loses_nothing_that_it_promised(web):
@@ -93,6 +94,7 @@ def test_a_web_process_killed_in_the_middle_loses_nothing_that_it_promised(web):
 
     web.process.send_signal(signal.SIGKILL)
     web.process.wait()
+    print(web.log.read_text())
     web.start()
 
     at = web.offset(address)
