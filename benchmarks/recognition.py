@@ -83,7 +83,7 @@ def main() -> None:
     if arguments.only:
         prompts = prompts[:: len(prompts) // arguments.only]
     model = arguments.model.resolve()
-    shards = [prompts[worker :: arguments.workers] for worker in range(arguments.workers)]
+    shards = [_halves(prompts)[worker :: arguments.workers] for worker in range(arguments.workers)]
     with ProcessPoolExecutor(arguments.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [pool.submit(listen, model, shard, wheel, arguments.candidates, arguments.sounds) for shard in shards]
         heard = sorted((one for job in jobs for one in job.result()), key=lambda one: one.prompt.number)
@@ -131,7 +131,8 @@ def listen(model: Path, prompts: Sequence[Prompt], wheel: Path, candidates: int,
             sounds.mkdir(parents=True, exist_ok=True)
             write_wav(sounds / f"{prompt.number:03}.wav", made[0].samples, rate_hz, recipe={"prompt": prompt.text})
         heard.append(Heard(prompt=prompt, best=[best for best, _ in verdicts], embeddings=np.stack([e for _, e in verdicts])))
-        print(prompt.text, verdicts[0][0], flush=True)
+        hits = "".join("x" if prompt.classes & set(best) else "." for best, _ in verdicts)
+        print(f"{prompt.number:3} {hits} {prompt.text}: {', '.join(verdicts[0][0])}", flush=True)
     return heard
 
 
@@ -182,6 +183,11 @@ def keep(settings: dict[str, Any], result: dict[str, Any]) -> None:
     path.write_text(
         json.dumps([*(other for other in earlier if other["settings"] != settings), entry], indent=1, ensure_ascii=False) + "\n"
     )
+
+
+def _halves(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Every other one first: whoever looks after half of the time has heard of every kind."""
+    return [*prompts[::2], *prompts[1::2]]
 
 
 def _share(hits: Sequence[bool]) -> dict[str, Any]:

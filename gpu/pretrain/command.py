@@ -103,6 +103,8 @@ def pretrain(
     train_diffusion(recipe.diffusion, pipeline, examples, run_dir, seed=recipe.seed, announce=announce)
     if until == "diffusion":
         return None
+    if recipe.grain is None:
+        return pipeline
     latents = np.load(run_dir / LATENTS)
     grained = train_grain(recipe.grain, vae, latents, examples, run_dir, seed=recipe.seed, announce=announce)
     pipeline.register_modules(vae=grained, unet=widened(pipeline.unet, recipe.grain.noise_channels))

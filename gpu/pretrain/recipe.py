@@ -81,7 +81,7 @@ class GrainRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """`studio` is written beside the finished model, for the program that offers it."""
+    """`grain` may be null: then the VAE stays as its own stage left it. `studio` is written beside the finished model, for the program that offers it."""
 
     seed: int
     architecture: Architecture
@@ -90,7 +90,7 @@ class Recipe:
     vocoder: VocoderRecipe
     clap: ClapRecipe
     diffusion: DiffusionRecipe
-    grain: GrainRecipe
+    grain: GrainRecipe | None
     studio: dict[str, Any]
 
     @classmethod
@@ -105,7 +105,7 @@ class Recipe:
             vocoder=VocoderRecipe(**raw.pop("vocoder")),
             clap=ClapRecipe(**raw.pop("clap")),
             diffusion=DiffusionRecipe(**raw.pop("diffusion")),
-            grain=GrainRecipe(**raw.pop("grain")),
+            grain=GrainRecipe(**grain) if (grain := raw.pop("grain")) is not None else None,
             studio=raw.pop("studio"),
             **raw,
         )
