@@ -151,7 +151,13 @@ class _Child:
     def cap_log(self) -> None:
         """Copy and truncate: the child holds the file open for appending."""
         if self.log_path.exists() and self.log_path.stat().st_size > LOG_LIMIT_BYTES:
-            shutil.copyfile(self.log_path, self.log_path.with_suffix(".1.txt"))
+            older = self.log_path.with_suffix(".1.txt")
+            try:
+                shutil.copyfile(self.log_path, older)
+            except OSError:
+                # A full disk: the older half goes, and the run goes on.
+                log.exception("%s could not be kept", older)
+                older.unlink(missing_ok=True)
             os.truncate(self.log_path, 0)
 
 

@@ -383,3 +383,17 @@ def test_a_silent_worker_is_killed_before_its_job_goes_on_elsewhere(make_run, wo
     finally:
         child.kill()
         child.wait()
+
+
+def test_a_log_that_cannot_be_kept_does_not_end_the_run(make_run, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "no space left on device")
+
+    monkeypatch.setattr(runner, "LOG_LIMIT_BYTES", 1_000)
+    monkeypatch.setattr(lifecycle, "HEARTBEAT_EVERY_S", 0.1)
+    monkeypatch.setattr(runner.shutil, "copyfile", full)
+    talk = "import time\nfor i in range(5):\n print('x' * 5000, flush=True); time.sleep(0.1)\nraise SystemExit(7)"
+
+    run = supervise(make_run(in_line=False), script(tmp_path, talk))
+
+    assert "exit code 7" in run.error_detail
