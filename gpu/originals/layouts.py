@@ -14,6 +14,7 @@ Sizes are probed, never taken from the file's name. What no file holds: the numb
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -541,6 +542,8 @@ def _lora(file: TensorFile, about: dict[str, Any]) -> LoraFacts:
     if downs.keys() != ups.keys() or any(len(entry.shape) < 2 for entry in (*downs.values(), *ups.values())):
         lonely = sorted(downs.keys() ^ ups.keys())
         raise Fault("checkpoint.incomplete", f"{file.path.name} is a LoRA of which {lonely[0] if lonely else 'a layer'} has only one half")
+    if not downs:
+        raise Fault("checkpoint.incomplete", f"{file.path.name} holds the alpha of a LoRA and none of its factors")
     ranks = {entry.shape[0] for entry in downs.values()}
     first = next(iter(file.names))
     style = "peft" if first.startswith("base_model.model.") else "diffusers" if first.startswith(LORA_PREFIXES) else "studio"
@@ -563,9 +566,10 @@ def _lora(file: TensorFile, about: dict[str, Any]) -> LoraFacts:
 
 def _number(text: Any) -> float | None:
     try:
-        return float(text)
+        number = float(text)
     except (TypeError, ValueError):
         return None
+    return number if math.isfinite(number) else None
 
 
 def _unet(file: TensorFile, about: dict[str, Any]) -> UnetFacts:

@@ -159,7 +159,7 @@ def test_weights(folder, data) -> None:
     names = st.sampled_from(["state_dict.a", "conv_in.weight", "down_blocks.0.x.weight", "a.lora_A.weight", "a.lora_B.weight", "lora_unet_a.alpha", "model.diffusion_model.input_blocks.0.0.weight", "scale_factor"])
     tensors = {data.draw(names | st.text(max_size=20)): np.zeros(data.draw(st.lists(st.integers(0, 4), max_size=4)), np.float32) for _ in range(data.draw(st.integers(0, 5)))}
     try:
-        whole = save_safetensors(tensors, metadata=data.draw(st.none() | st.dictionaries(st.text(max_size=10), st.text(max_size=20), max_size=3)))
+        whole = save_safetensors(tensors, metadata=data.draw(st.none() | st.dictionaries(st.sampled_from(["step", "alpha", "rank"]) | st.text(max_size=10), st.sampled_from(["nan", "inf", "-1", "9" * 400]) | st.text(max_size=20), max_size=3)))
     except Exception:  # a name that the library itself does not write
         whole = b""
     path = folder / "a.bin"
