@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-NOT_ALONE = {"__init__", "__main__", "report", "published", "hardware", "full_size"}
-"""What is no benchmark, or takes gigabytes and half an hour: the full-size models are measured when somebody asks for it."""
+NOT_ALONE = {"__init__", "__main__", "report", "published", "hardware", "full_size", "judge", "learning", "recognition"}
+"""What is no benchmark, or takes gigabytes, a download or half an hour: such a one is run when somebody asks for it."""
 BENCHMARKS = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in NOT_ALONE)
 
 if __name__ == "__main__":
