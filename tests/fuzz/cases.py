@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 IS_LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 CASE_S = 20
-"""A busy machine may need seconds where an idle one needs milliseconds; a hang needs for ever."""
+"""Of the processor: a busy machine makes nothing hang. A case that waits for ever meets pytest's own limit."""
 GROWTH_BYTES = 150 * 2**20
 tried: Counter[str] = Counter()
 
@@ -57,10 +57,10 @@ def _alarm(name: str) -> Iterator[None]:
     def ring(number: int, frame: object) -> None:
         raise TimeoutError(f"{name}: a case took more than {CASE_S} s")
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(CASE_S)
+    before = signal.signal(signal.SIGPROF, ring)
+    signal.setitimer(signal.ITIMER_PROF, CASE_S)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
