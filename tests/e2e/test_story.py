@@ -108,13 +108,15 @@ def test_starter_and_demo_are_there_from_the_start(page: Page):
 
 
 def test_a_failed_run_says_why_and_the_next_one_starts(page: Page, studio, tmp_path):
-    studio.manage("import_dataset", str(write_dataset_zip(tmp_path / "bad.zip", clips=3)), "--name", "to break")
+    damaged = json.loads(studio.manage("import_dataset", str(write_dataset_zip(tmp_path / "bad.zip", clips=3)), "--name", "damaged", "--json").stdout)
+    studio.manage("import_dataset", str(write_dataset_zip(tmp_path / "good.zip", clips=3, duration_s=0.9)), "--name", "whole")
+    next((studio.data_dir / "datasets" / damaged["id"]).rglob("*.wav")).write_bytes(b"something else")
     few = ["--checkpoint", "tiny", "--max_train_steps", "3", "--num_inference_steps", "1", "--audio_length_in_s", "0.5", "--num_waveforms_per_prompt", "1", "--detach", "--json"]
-    broken = json.loads(studio.manage("finetune", "--dataset", "to break", "--name", "broken", "--mixed_precision", "fp16", *few).stdout)
-    sound = json.loads(studio.manage("finetune", "--dataset", "to break", "--name", "sound", *few).stdout)
+    broken = json.loads(studio.manage("finetune", "--dataset", "damaged", "--name", "broken", *few).stdout)
+    sound = json.loads(studio.manage("finetune", "--dataset", "whole", "--name", "sound", *few).stdout)
     page.goto(f"/training/{broken['id']}/")
     expect(page.locator("[data-fragment=status]")).to_have_text(re.compile("failed"), timeout=SLOW_MS)
-    expect(page.get_by_text(re.compile("GPU")).first).to_be_visible()
+    expect(page.get_by_text(re.compile("not what it was")).first).to_be_visible()
     page.goto(f"/training/{sound['id']}/")
     expect(page.locator("[data-fragment=status]")).to_have_text(re.compile("finished"), timeout=SLOW_MS)
 
