@@ -180,6 +180,10 @@ def apply_event(run: TrainingRun, event: Event) -> None:
     data = event.data
     if event.type == STARTED:
         _update(run, versions=data.get("versions") or {}, global_step=data.get("step", 0))
+        # Retention deletes first and tells after: an attempt that was killed between the two never told.
+        for checkpoint in run.checkpoints.filter(missing=False):
+            if not checkpoint.folder.is_dir():
+                _forget_checkpoint(run, checkpoint.folder.relative_to(run.folder).as_posix())
     elif event.type == PROGRESS:
         _update(run, global_step=data["step"], epoch=data.get("epoch", run.epoch), latest_loss=data.get("loss"))
     elif event.type == VALIDATED and data.get("loss") is not None:

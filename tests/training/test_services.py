@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import pytest
 
@@ -104,6 +105,16 @@ def test_only_the_newest_best_checkpoint_is_best(run):
     save_checkpoint(run, 50, best=True)
     save_checkpoint(run, 100, best=True)
     assert list(run.checkpoints.filter(is_best=True).values_list("global_step", flat=True)) == [100]
+
+
+def test_a_checkpoint_deleted_by_an_attempt_that_was_killed_before_it_told_goes_when_the_next_begins(run):
+    save_checkpoint(run, 10)
+    save_checkpoint(run, 20)
+    shutil.rmtree(run.folder / "checkpoints" / "global_step=000010")
+
+    say(run, "started", step=20, max_steps=100)
+
+    assert [row.global_step for row in run.checkpoints.all()] == [20]
 
 
 def test_rows_of_removed_checkpoints_go_unless_something_was_made_from_them(run, dataset, alice):
