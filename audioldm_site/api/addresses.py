@@ -13,7 +13,7 @@ from django.views.decorators.http import require_safe
 from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 
-from audioldm_site.api import checkpoints, conversions, datasets, evaluations, generations, problems, runs, studio
+from audioldm_site.api import checkpoints, conversions, datasets, evaluations, generations, listenings, problems, runs, studio
 from audioldm_site.api.auth import Session, Token
 
 SUBJECTS = {
@@ -23,6 +23,7 @@ SUBJECTS = {
     "/conversions": conversions.router,
     "/generations": generations.router,
     "/evaluations": evaluations.router,
+    "/listenings": listenings.router,
     "": studio.router,
 }
 """One line for each subject."""

@@ -29,8 +29,8 @@ from audioldm_site.api.shapes import (
     page_of,
 )
 from datasets_app.models import Dataset
-from gpu.config import PRESETS
-from training_app import selectors, services, views
+from gpu.config import PRESETS, FinetuneConfig
+from training_app import preflight, selectors, services, storage, views
 from training_app.models import TrainingRun
 
 router = Router(tags=["Runs"])
@@ -67,6 +67,7 @@ class RunRequest(Strict):
     notes: Text = ""
     preset: Literal["quick", "standard", "full"] | None = None
     parameters: FinetuneParameters = Field(default_factory=dict)
+    force: bool = Field(False, description="Also a run that memory or disk seem too small for.")
 
 
 class RunChange(Strict):
@@ -117,9 +118,22 @@ def create_run(request: HttpRequest, response: HttpResponse, body: RunRequest):
     checkpoint = selectors.visible_checkpoint(request.user, body.checkpoint)
     values = {**PRESETS.get(body.preset or "", {}), **body.parameters}
     run = services.create_run(
-        owner=request.user, dataset=dataset, base_checkpoint=checkpoint, values=values, name=body.name, notes=body.notes, tags=body.tags
-    )
+        owner=request.user, dataset=dataset, base_checkpoint=checkpoint, values=values, name=body.name, notes=body.notes, tags=body.tags,
+        force=body.force,
+    )  # fmt: skip
     return accepted(response, "runs", run)
+
+
+@router.post("/estimate", response=answers(200, dict[str, Any]))
+def estimate_run(request: HttpRequest, body: RunRequest):
+    """What such a run would need here: memory by part, disk, time, what they rest on, and smaller values that fit. Nothing is made."""
+    dataset = get_object_or_404(Dataset.objects.visible_to(request.user), pk=body.dataset)
+    checkpoint = selectors.visible_checkpoint(request.user, body.checkpoint)
+    values = {**FinetuneConfig.known(storage.recommended(checkpoint)), **PRESETS.get(body.preset or "", {}), **body.parameters}
+    found = preflight.check(dataset=dataset, checkpoint=checkpoint, config=FinetuneConfig.parse(values))
+    if found is None:
+        raise Problem("checkpoint.missing", f"the files of {checkpoint.name} cannot be read, so nothing can be said")
+    return found.as_dict()
 
 
 @router.get("/{uuid:pk}", response=answers(200, RunShape))

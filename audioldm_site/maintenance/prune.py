@@ -19,6 +19,7 @@ from audioldm_site.accounts.throttle import FORGOTTEN_AFTER
 from audioldm_site.jobs.lifecycle import job_models
 from audioldm_site.jobs.models import ENDED
 from audioldm_site.maintenance.storage_check import abandoned, bytes_below, remove
+from audioldm_site.uploads import services as uploads
 from datasets_app.models import Dataset, DatasetStatus
 from generation_app import services as generations
 from generation_app.models import Generation
@@ -79,6 +80,8 @@ def _old_files(kind: str, folder: Path, age_s: float, *, busy: set[str]) -> Iter
 def _uploads() -> Iterator[Target]:
     importing = {str(pk) for pk in Dataset.objects.filter(status=DatasetStatus.IMPORTING).values_list("pk", flat=True)}
     yield from _old_files("upload", settings.DATA_DIR / "uploads", PARTS_AFTER_S, busy=importing | _active_ids())
+    for upload in uploads.expired():
+        yield Target(kind="upload", name=upload.filename, size_bytes=bytes_below(upload.folder), delete=lambda upload=upload: uploads.remove(upload))
 
 
 def _checkpoints(days: float) -> Iterator[Target]:

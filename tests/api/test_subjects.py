@@ -10,7 +10,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from audioldm_site.jobs import lifecycle
 from datasets_app import services as datasets
 from datasets_app.models import Dataset
-from generation_app.models import Waveform
+from generation_app.models import Listening, Waveform
 from gpu.config import FinetuneConfig, GenerateConfig
 from gpu.events import EventWriter
 from tests.factories import tone, wav_bytes, write_dataset_zip
@@ -339,3 +339,54 @@ def test_an_evaluation_against_itself_is_refused(api, dataset, checkpoint):
     answer = api("post", "evaluations", {"checkpoint": str(checkpoint.pk), "dataset": str(dataset.pk), "against": str(checkpoint.pk)})
 
     assert (answer.status_code, answer.json()["code"]) == (422, "evaluation.same_checkpoint")
+
+
+@pytest.fixture
+def listening(api, checkpoint, run_checkpoint) -> Listening:
+    """A test of two pairs whose sounds are made: tones of two pitches."""
+    answer = api("post", "listenings", {"checkpoint": str(run_checkpoint.pk), "against": str(checkpoint.pk), "name": "ears", "parameters": {"prompts": ["a bell", "rain"]}})
+    assert answer.status_code == 202, answer.json()
+    made = Listening.objects.get()
+    (made.folder / "pairs").mkdir()
+    for pair in range(2):
+        for subject, pitch in enumerate((440, 880)):
+            (made.folder / "pairs" / f"{pair:04d}-{subject}.wav").write_bytes(wav_bytes(tone(pitch, 0.2)))
+    Listening.objects.update(status="succeeded")
+    return made
+
+
+def test_a_blind_test_is_answered_and_names_nothing_before_its_end(api, listening, run_checkpoint, checkpoint):
+    address = f"listenings/{listening.pk}"
+    hidden = (str(run_checkpoint.pk), str(checkpoint.pk), run_checkpoint.name)
+
+    for _ in range(2):
+        pair = api("get", f"{address}/next").json()
+        assert api("get", pair["a"]).headers["Content-Type"] == "audio/wav"
+        assert not any(word in api("get", f"{address}/next").content.decode() + api("get", address).content.decode() for word in hidden)
+        assert api("get", f"{address}/results").status_code == 409
+        assert api("post", f"{address}/answers", {"pair": pair["pair"], "choice": "a"}).status_code == 200
+
+    assert api("get", f"{address}/next").json()["pair"] is None
+    assert api("get", address).json()["checkpoint"] == str(run_checkpoint.pk)
+    figures = api("get", f"{address}/results").json()["together"]
+    assert (figures["wins"] + figures["losses"], figures["neither"]) == (2, 0)
+    assert api("post", f"{address}/answers", {"pair": 0, "choice": "b"}).status_code == 409
+
+
+def test_a_blind_test_is_nothing_to_a_stranger(charlies_api, listening):
+    for address in ("", "/next", "/events", "/results", "/sounds/1/a"):
+        assert charlies_api("get", f"listenings/{listening.pk}{address}").status_code == 404
+
+
+def test_a_run_is_estimated_without_being_made(api, dataset, checkpoint):
+    answer = api("post", "runs/estimate", {"dataset": str(dataset.pk), "checkpoint": str(checkpoint.pk), "parameters": {"max_train_steps": 4}})
+
+    assert answer.status_code == 200, answer.json()
+    assert answer.json()["memory_bytes"] == sum(answer.json()["memory"].values())
+    assert not TrainingRun.objects.exists()
+
+
+def test_a_run_that_cannot_be_on_this_machine_is_refused_even_by_force(api, dataset, checkpoint):
+    wanted = {"dataset": str(dataset.pk), "checkpoint": str(checkpoint.pk), "force": True, "parameters": {"mixed_precision": "fp16"}}
+
+    assert api("post", "runs", wanted).json()["code"] == "preflight.refused"
