@@ -79,11 +79,9 @@ class Checkpoints:
         Raises:
             Fault: `disk.full`.
         """
-        home = self.folder / CHECKPOINTS
-        home.mkdir(exist_ok=True)
         trained = _size_bytes({name: weight.detach() for name, weight in module.trained().items()})
         # The weights twice (to hear, to go on with), AdamW's two moments, and the moving average.
-        _require_space(home, 4 * trained + _size_bytes(module.ema))
+        _require_space(self.folder, 4 * trained + _size_bytes(module.ema))
 
     def save(self, module: Denoiser, *, optimizer: Mapping[str, Any], scaler: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         """Save the current step and return what its event says, but the reason.

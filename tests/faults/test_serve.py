@@ -123,7 +123,7 @@ def test_readiness_names_the_worker_that_is_missing(web_only):
     status, body = web_only.get("/health/ready")
 
     assert status == 503
-    assert json.loads(body) == {"status": "unavailable", "database": "ok", "workers": {"training": None, "generation": None, "datasets": None}}
+    assert json.loads(body) == {"status": "unavailable", "database": "ok", "disk": "ok", "workers": {"training": None, "generation": None, "datasets": None}}
 
 
 def test_a_taken_port_is_named(web_only, start):
