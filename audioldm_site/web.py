@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 import threading
+from contextvars import Context
 from functools import partial
 from http.cookies import SimpleCookie
 from io import BytesIO
@@ -185,8 +186,13 @@ class Request(WebRequest):
         super().handle_reply(message)
 
     def go_on_reading(self) -> None:
+        """Read from the socket again.
+
+        In a context of its own: the loop keeps the caller's for this connection, and in a view's context every later request would wait
+        for the thread of that view, which has ended.
+        """
         if self.channel is not None:
-            self.channel._networkProducer.resumeProducing()
+            Context().run(self.channel._networkProducer.resumeProducing)
 
     def finish(self) -> None:
         # Twisted would read what is still to come of the body as the next request.
@@ -225,8 +231,7 @@ class Request(WebRequest):
             self._limit = BODY_BYTES
         elif length is not None:
             self._refuse()
-        if self.channel is not None:
-            self.channel._networkProducer.resumeProducing()
+        self.go_on_reading()
 
     def _refuse(self) -> None:
         if self.channel is not None:

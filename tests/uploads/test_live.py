@@ -150,3 +150,20 @@ def test_nobody_fills_the_memory_or_the_disk(web):
     assert web.memory - before < 20 * MIB
     assert sum(file.stat().st_size for file in settings.DATA_DIR.glob("uploads/*")) == 0
     assert sent < 300
+
+
+def test_after_an_upload_the_same_connection_answers_whatever_is_asked(web):
+    # Browsers keep their connections: the pages and scripts that follow an upload come over the one that carried it.
+    connection = web.patch(web.new(60 * MIB), at=0, length=40 * MIB)
+    connection.sock.settimeout(20)
+    block = b"x" * MIB
+    for _ in range(40):
+        connection.send(block)
+    answer = connection.getresponse()
+    answer.read()
+    assert answer.status == 204
+    for path in ("/static/audioldm_site/js/format.js", "/login/", "/static/audioldm_site/js/live.js"):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == 200, path
