@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
         return run_job(args.job)
     if not args.source or not args.destination:
         parser.print_usage(sys.stderr)
+        print(f"python -m gpu convert: {'DST' if args.source else 'SRC and DST'} must be named, or --job FOLDER", file=sys.stderr)
         return WRONG_ARGUMENTS
     return _run_in_terminal(_job_of(args))
 
@@ -154,6 +155,8 @@ def _run_in_terminal(job: ConvertJob | ExportJob) -> int:
     stop: list[int] = []
     before = {number: signal.signal(number, lambda number, frame: stop.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
     bar: tqdm | None = None
+    failure: str | None = None
+    code = 0
 
     def report(stage: str, done: int, total: int) -> None:
         nonlocal bar
@@ -168,19 +171,21 @@ def _run_in_terminal(job: ConvertJob | ExportJob) -> int:
     try:
         told = work(job, report)
     except Stopped:
-        print("stopped; nothing was left behind", file=sys.stderr)
-        return STOPPED_CODE
+        code, failure = STOPPED_CODE, "stopped; nothing was left behind"
     except Exception as error:  # the process's boundary
         fault = _fault_of(error)
-        print(f"{fault.code}: {fault.message}", file=sys.stderr)
-        return FAILED_CODE
+        code, failure = FAILED_CODE, f"{fault.code}: {fault.message}"
     finally:
+        # Before any words: they would stand behind the bar, on its line.
         if bar is not None:
             bar.close()
         for number, handler in before.items():
             signal.signal(number, handler)
-    print(_summary(told))
-    return 0
+    if failure is None:
+        print(_summary(told))
+    else:
+        print(failure, file=sys.stderr)
+    return code
 
 
 def _summary(told: dict[str, Any]) -> str:

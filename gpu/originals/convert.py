@@ -54,7 +54,7 @@ def convert(job: ConvertJob, report: Report) -> ModelFacts:
     """Do what the job says and return the facts of the new folder.
 
     Raises:
-        Fault: the source is not a model, not whole or damaged (`checkpoint.*`); `tokenizers.missing`, before anything heavy;
+        Fault: the source is not a model, not whole, damaged or changed meanwhile (`checkpoint.*`); `tokenizers.missing`, before anything heavy;
             `disk.full`; `hub.*`; `file.unusable`, the destination exists.
     """
     if job.weights not in WEIGHTS:
@@ -124,6 +124,7 @@ class _Conversion:
             self._write_index(target, parts, tokenizers)
             self._write_studio(target)
             describe(target)
+            file.require_unchanged()
 
     def _tokenizers(self, folder: Path | None) -> dict[str, Any]:
         rows = self.facts.vocabularies
@@ -417,6 +418,7 @@ def _unpack(job: ConvertJob, file: TensorFile, lineage: Mapping[str, str], repor
             write_safetensors(path, tensors, metadata={"format": "pt"}, on_bytes=progress)
         _note(target, job, {**json.loads(file.extras[WHOLE_KEY]).get("studio", {})}, {**lineage, "source_sha256": digest})
         describe(target)
+        file.require_unchanged()
 
 
 def _adopt(job: ConvertJob, source: Path, lineage: Mapping[str, str], report: Report) -> None:

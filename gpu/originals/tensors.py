@@ -97,6 +97,10 @@ class TensorFile:
     _places: dict[str, _Place] = field(default_factory=dict, repr=False)
     _file: BinaryIO | None = field(default=None, repr=False)
     _map: mmap.mmap | None = field(default=None, repr=False)
+    _stamp: tuple[int, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        self._stamp = _stamp_of(self.path)
 
     def __enter__(self) -> TensorFile:
         return self
@@ -181,6 +185,11 @@ class TensorFile:
             )
         return total.hexdigest()
 
+    def require_unchanged(self) -> None:
+        """Raises Fault `checkpoint.changed` when somebody has written to the file, or put another in its place, since it was opened."""
+        if _stamp_of(self.path) != self._stamp:
+            raise Fault("checkpoint.changed", f"{self.path.name} was changed while it was read: wait until it is whole, then begin again")
+
     def _range(self, offset: int, size: int, chunk_bytes: int) -> Iterator[bytes]:
         handle = self._handle().fileno()
         while size:
@@ -198,6 +207,14 @@ class TensorFile:
         if self._file is None:
             self._file = open(self.path, "rb")  # noqa: SIM115  (open for the object's life)
         return self._file
+
+
+def _stamp_of(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def open_tensors(path: Path) -> TensorFile:

@@ -225,6 +225,26 @@ def test_a_stop_in_the_middle_leaves_nothing(original, tmp_path):
     assert list((tmp_path / "o").iterdir()) == []
 
 
+@pytest.mark.parametrize("how", ["written to", "replaced"])
+def test_a_file_that_changes_while_it_is_read_is_refused_and_leaves_nothing(original, tmp_path, how):
+    source = original("audioldm-s")
+    file, other = tmp_path / "x.ckpt", tmp_path / "y.ckpt"
+    shutil.copyfile(source.path, file)
+    shutil.copyfile(source.path, other)
+
+    def report(stage: str, done: int, total: int) -> None:
+        if stage == "converting" and done == 0:
+            if how == "replaced":
+                other.rename(file)
+            else:
+                os.utime(file)
+
+    with pytest.raises(Fault) as caught:
+        convert(ConvertJob(source=str(file), destination=str(tmp_path / "o" / "m"), tokenizers=str(source.tokenizers)), report)
+    assert caught.value.code == "checkpoint.changed"
+    assert list((tmp_path / "o").iterdir()) == []
+
+
 def test_a_full_disk_is_said_before_anything_is_written(original, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
     with pytest.raises(Fault) as caught:
