@@ -397,7 +397,7 @@ def _same_original(conversion: Conversion, folder: Path) -> Checkpoint | None:
     )
     rows = rows.visible_to(conversion.owner) if conversion.owner else rows
     kept = sources.keeps_original(folder)
-    return next((row for row in rows if row.folder.is_dir() and row.folder != folder and sources.keeps_original(row.folder) == kept), None)
+    return next((row for row in rows if row.folder != folder and sources.original_facts(row.folder) and sources.keeps_original(row.folder) == kept), None)
 
 
 def _tidy_source(conversion: Conversion) -> None:

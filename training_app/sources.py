@@ -232,10 +232,15 @@ def refuse_links(path: Path) -> None:
 
 
 def original_facts(folder: Path) -> dict[str, Any]:
-    """What the converter noted down in a model folder about the file that it was made of; {} where it was made otherwise."""
+    """What the converter noted down in a model folder about the original file that it was made of; {} where it was made otherwise.
+
+    What an export was made of inherits these notes, whatever was trained or rounded since; its lineage names the same file, then.
+    """
     try:
-        return json.loads((folder / STUDIO_FILE).read_text(encoding="utf-8")).get("original") or {}
-    except (OSError, ValueError, AttributeError):
+        studio = json.loads((folder / STUDIO_FILE).read_text(encoding="utf-8"))
+        original, lineage = studio.get("original") or {}, studio.get("lineage") or {}
+        return {} if lineage.get("source_sha256") == original.get("source_sha256") else original
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
 
 

@@ -348,6 +348,20 @@ def test_an_original_comes_in_goes_out_and_is_known_when_it_comes_again(small, a
     assert sources.look_at(export.result_path).title == found.title
 
 
+def test_what_was_made_of_an_original_since_is_not_taken_for_it(small, alice, settings, carry_out):
+    # Both lack what only the original layout needs, and both name the same original file; the values of the second are fp16.
+    slim = carry_out(conversions.import_model(sources.look_at(small.path), owner=alice, origin=IMPORTED, name="slim", keep_original=False)).checkpoint
+    whole = carry_out(conversions.export_model(slim, owner=alice, format="safetensors")).result_path
+    half = carry_out(conversions.import_model(sources.look_at(whole), owner=alice, origin=IMPORTED, name="half")).checkpoint
+    assert (half.name, half == slim) == ("half", False)
+    assert half.size_bytes < 0.6 * slim.size_bytes
+
+    Checkpoint.objects.filter(pk=slim.pk).delete()
+    shutil.rmtree(slim.folder)
+    again = carry_out(conversions.import_model(sources.look_at(small.path), owner=alice, origin=IMPORTED, name="again", keep_original=False)).checkpoint
+    assert again.name == "again"
+
+
 def supervised(conversion: Conversion) -> threading.Thread:
     """The conversion carried out by a thread, as soon as its converter writes."""
     assert lifecycle.claim(conversion, worker_name="w")
