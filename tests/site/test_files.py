@@ -102,6 +102,7 @@ def test_a_missing_file_and_a_folder_are_404(tmp_path):
             answer(path)
 
 
+@pytest.mark.django_db  # the end of an answer tidies the connections
 def test_the_file_is_closed_with_the_answer(path):
     response = answer(path)
     file = response._resource_closers[-1].__self__
