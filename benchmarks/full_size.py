@@ -267,7 +267,8 @@ def write_measurements() -> None:
             "wall_s": round(result["step"]["wall_s"], 3), "resident_bytes": result["peak"]["resident_bytes"],
             "device": result["machine"]["device"],
         })  # fmt: skip
-    content = {"models": {name: model_facts(name) for name in MODELS}, "rows": rows}
+    small = json.loads(MEASUREMENTS.read_text(encoding="utf-8"))["small"]
+    content = {"models": {name: model_facts(name) for name in MODELS}, "rows": rows, "small": small}
     MEASUREMENTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

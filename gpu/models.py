@@ -47,7 +47,13 @@ SIZES = {128: "-S", 192: "-M", 256: "-L"}
 NEEDS_PHONEMES = "it speaks from phonemes, which a text prompt does not give; it can be imported and exported"
 MAX_HEADER_BYTES = 100 * 2**20
 MAX_SAMPLE_RATE_HZ, MAX_MELS, MAX_TIMESTEPS = 384_000, 4_096, 100_000
+NON_COMMERCIAL = re.compile(r"(^|[^a-z])nc([^a-z]|$)|non-?commercial", re.IGNORECASE)
 DEFAULTS = ("audio_length_in_s", "num_inference_steps", "sampler", "guidance_scale")
+
+
+def is_non_commercial(licence: str) -> bool:
+    """Whether a licence, by its name, forbids commercial use."""
+    return bool(NON_COMMERCIAL.search(licence))
 
 
 @dataclass(frozen=True, kw_only=True)

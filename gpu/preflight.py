@@ -1,8 +1,8 @@
 """What a fine-tune will need before it has begun: memory, disk and time, counted from sizes and calibrated on measured runs. No torch.
 
 Memory is a sum of parts that are known exactly (weights, gradients, moments, moving average) and one that is counted from the
-UNet's configuration (what backward keeps, `gpu.unet_cost`). Time is the count of multiplications over the speed of the runs in
-measurements.json (`benchmarks.full_size`). An earlier run of the same kind on the same machine is better than both, and is taken
+UNet's configuration (what backward keeps, `gpu.unet_cost`). Time is counted alike: calls of kernels, multiplications and attention
+weights, at what each cost in the runs of measurements.json. An earlier run of the same kind on the same machine is better than both, and is taken
 instead where there is one.
 """
 
@@ -10,23 +10,22 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from gpu.config import FinetuneConfig
 from gpu.errors import Fault
-from gpu.models import ModelFacts
+from gpu.models import ModelFacts, is_non_commercial
 from gpu.unet_cost import UNetCost, unet_cost
 
 MEASUREMENTS = Path(__file__).parent / "measurements.json"
 FITS, TIGHT, TOO_LARGE = "fits", "tight", "does not fit"
 STOP, WARN, NOTE = "stop", "warn", "note"
-MEASURED, COUNTED, SCALED, UNKNOWN = "measured on this machine", "counted from the model", "scaled from another machine", "unknown"
+MEASURED, NEAR = "measured on this machine", "scaled from another run on this machine"
+COUNTED, SCALED, UNKNOWN = "counted from the model", "scaled from another machine", "unknown"
 
 ACTIVATIONS_OVER_SAVED = 1.25
 """Peak over what backward keeps: gradients on their way and the workspace of the largest layer. Fitted to measurements.json."""
@@ -45,7 +44,6 @@ TEXT_ENTRY_BYTES = 64 * 2**10
 BACKWARD = {"full": 3.0, "lora": 2.0}
 """Passes of a step in units of a forward pass: backward is two, one for the inputs and one for the weights."""
 MAX_WINDOWS = 32
-NON_COMMERCIAL = re.compile(r"(^|[^a-z])nc([^a-z]|$)|non-?commercial", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +100,15 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Earlier:
-    """What an earlier run of the same model, method, batch and duration needed on this machine."""
+    """What an earlier run of the same model needed on this machine.
+
+    Attributes:
+        config: its own, where that run was of another kind (batch, duration …): its time is then scaled, its memory not used.
+    """
 
     memory_bytes: int | None
     step_s: float | None
+    config: FinetuneConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,15 +179,18 @@ def estimate(
     Args:
         clip_seconds: the duration of each clip that is trained or validated on.
         clip_rates_hz: their sample rates.
-        earlier: an earlier run of the same kind here, if there was one.
+        earlier: an earlier run of the same model here, if there was one.
     """
     memory = memory_parts(facts, size, config, machine.device)
     needed, basis, uncertainty = sum(memory.values()), COUNTED, GPU_UNCERTAINTY if machine.device == "cuda" else UNCERTAINTY[COUNTED]
-    if earlier and earlier.memory_bytes:
+    if earlier and earlier.memory_bytes and earlier.config is None:
         needed, basis, uncertainty = earlier.memory_bytes, MEASURED, UNCERTAINTY[MEASURED]
     step_s, time_basis = seconds_per_step(facts, size, config, machine), SCALED
-    if earlier and earlier.step_s:
+    if earlier and earlier.step_s and earlier.config is None:
         step_s, time_basis = earlier.step_s, MEASURED
+    elif earlier and earlier.step_s and earlier.config is not None:
+        ratio = step_cpu_s(facts, size, config) / step_cpu_s(facts, size, earlier.config)
+        step_s, time_basis = earlier.step_s * ratio, NEAR
     clip_seconds, clip_rates_hz = list(clip_seconds), list(clip_rates_hz)
     disk = disk_parts(facts, size, config, clip_seconds)
     verdict = _verdict(needed, uncertainty, machine)
@@ -253,23 +259,25 @@ def disk_parts(facts: ModelFacts, size: ModelSize, config: FinetuneConfig, clip_
 
 
 def seconds_per_step(facts: ModelFacts, size: ModelSize, config: FinetuneConfig, machine: Machine) -> float | None:
-    """Seconds of a step by the speed of the measured runs; None on a GPU, where nothing was measured."""
-    if machine.device != "cpu":
-        return None
-    work = step_work(facts, size, config)
-    return work / (measured_speed() * max(1, machine.cores))
+    """Seconds of a step by the measured runs; None on a GPU, where nothing was measured."""
+    return step_cpu_s(facts, size, config, cores=machine.cores) if machine.device == "cpu" else None
 
 
-def step_work(facts: ModelFacts, size: ModelSize, config: FinetuneConfig) -> float:
-    """Multiply-adds of a step; a weight's update counts as many as cost the same time."""
+def step_cpu_s(facts: ModelFacts, size: ModelSize, config: FinetuneConfig, *, cores: int = 1) -> float:
+    """Seconds of a step on so many cores of the measured processor. Cores share what is computed, not the calling of kernels."""
     cost = _cost(facts, size, config.audio_length_in_s)
     passes = BACKWARD[config.method] + (1 / 3 if config.gradient_checkpointing else 0)
+    # A LoRA saves products, not calls: backward goes through every layer, and its own come on top.
+    calls = 3 + (1 if config.gradient_checkpointing else 0)
+    called = OPERATION_S * calls * config.gradient_accumulation_steps * cost.operations
     sounds = config.train_batch_size * config.gradient_accumulation_steps
-    return sounds * passes * cost.multiplications + UPDATE_WORK * trained_parameters(facts, cost, config)
+    computed = sounds * passes * (MULTIPLICATION_S * cost.multiplications + SCORE_S * cost.scores)
+    return called + (computed + UPDATE_S * trained_parameters(facts, cost, config)) / max(1, cores)
 
 
-UPDATE_WORK = 100.0
-"""Multiply-adds that take as long as AdamW's update of one weight, which waits for memory. From measurements.json."""
+OPERATION_S, MULTIPLICATION_S, SCORE_S, UPDATE_S = 4.09e-5, 2.94e-11, 2.29e-9, 3.13e-9
+"""CPU seconds of a kernel's call, of a multiply-add, of an attention's weight and of AdamW's update of one trained weight: the
+non-negative least squares of the relative errors over all rows of measurements.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +289,7 @@ class Measured:
     size: ModelSize
     config: FinetuneConfig
     cpu_s: float
-    resident_bytes: int
+    resident_bytes: int | None
     device: str
 
 
@@ -293,24 +301,28 @@ def published() -> dict[str, tuple[ModelFacts, ModelSize]]:
 @lru_cache
 def measurements() -> list[Measured]:
     """The full-size runs that were measured (`benchmarks.full_size`)."""
-    models = published()
-    return [
-        Measured(
-            model=row["model"], facts=models[row["model"]][0], size=models[row["model"]][1], config=FinetuneConfig.parse({**BENCHMARKED, **row["config"]}),
-            cpu_s=row["cpu_s"], resident_bytes=row["resident_bytes"], device=row["device"],
-        )
-        for row in _read_measurements()["rows"]
-    ]  # fmt: skip
+    return _rows(_read_measurements())
+
+
+@lru_cache
+def small_measurements() -> list[Measured]:
+    """Steps of models so small that calling kernels costs more than what they compute (the way of `benchmarks.training_step`)."""
+    return _rows(_read_measurements()["small"])
 
 
 BENCHMARKED = {"num_waveforms_per_prompt": 1, "max_train_steps": 3, "lora_rank": 16}
 """What benchmarks.full_size chooses, beside what stands in each row."""
 
 
-@lru_cache
-def measured_speed() -> float:
-    """Multiply-adds of a core in a second: the median of the measured runs."""
-    return median(step_work(row.facts, row.size, row.config) / row.cpu_s for row in measurements())
+def _rows(measured: Mapping[str, Any]) -> list[Measured]:
+    models = {name: _of_published(name, raw) for name, raw in measured["models"].items()}
+    return [
+        Measured(
+            model=row["model"], facts=models[row["model"]][0], size=models[row["model"]][1], config=FinetuneConfig.parse({**BENCHMARKED, **row["config"]}),
+            cpu_s=row["cpu_s"], resident_bytes=row.get("resident_bytes"), device=row["device"],
+        )
+        for row in measured["rows"]
+    ]  # fmt: skip
 
 
 def smaller(facts: ModelFacts, size: ModelSize, config: FinetuneConfig, machine: Machine) -> dict[str, Any]:
@@ -416,7 +428,7 @@ def _model_findings(facts: ModelFacts, config: FinetuneConfig, machine: Machine,
     if config.mixed_precision in ("bf16", "fp16") and machine.device == "cpu":
         words = f"mixed_precision ({config.mixed_precision}) needs a GPU, and this machine trains on its processor: choose auto or no"
         found.append(Finding(level=STOP, about="precision", message=words))
-    if NON_COMMERCIAL.search(facts.licence):
+    if is_non_commercial(facts.licence):
         found.append(Finding(level=NOTE, about="licence", message=f"the model's licence ({facts.licence}) forbids commercial use, of the result too"))
     lower = [rate for rate in rates_hz if rate < facts.sample_rate_hz]
     if lower:

@@ -27,6 +27,8 @@ class UNetCost:
         checkpointed_full, checkpointed_lora: the same with gradient checkpointing.
         lora_parameters: weights of a LoRA, for each unit of its rank.
         attention_parameters: weights that a LoRA lies on.
+        operations: calls of a kernel; in a small model they cost more than what they compute.
+        scores: pairs of places that attentions weigh, in all heads; each costs an exponential, however narrow the head.
     """
 
     multiplications: int
@@ -36,6 +38,8 @@ class UNetCost:
     checkpointed_lora: int
     lora_parameters: int
     attention_parameters: int
+    operations: int
+    scores: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +49,11 @@ class _Layer:
     multiplications: int
     saved_full: int
     saved_lora: int
+    operations: int
     lora_parameters: int = 0
     attention_parameters: int = 0
     block: int = 0
+    scores: int = 0
 
 
 def unet_cost(config: Mapping[str, Any], *, height: int, width: int) -> UNetCost:
@@ -75,6 +81,8 @@ def unet_cost(config: Mapping[str, Any], *, height: int, width: int) -> UNetCost
         checkpointed_lora=BYTES * (again_lora + sum(layer.block or layer.saved_lora for layer in kept)),
         lora_parameters=sum(layer.lora_parameters for layer in layers),
         attention_parameters=sum(layer.attention_parameters for layer in layers),
+        operations=sum(layer.operations for layer in layers),
+        scores=sum(layer.scores for layer in layers),
     )
 
 
@@ -83,6 +91,8 @@ def _layers(config: Mapping[str, Any], height: int, width: int) -> Iterator[_Lay
     levels = len(widths)
     resnets = _per_level(config.get("layers_per_block", 2), levels)
     depths = _per_level(config.get("transformer_layers_per_block", 1), levels)
+    # What diffusers' UNets of these kinds call the dimension of a head is their number.
+    heads = _per_level(config.get("num_attention_heads") or config.get("attention_head_dim") or 8, levels)
     contexts = _contexts(config.get("cross_attention_dim"), levels)
     down = [str(kind).startswith("CrossAttn") for kind in config["down_block_types"]]
     up = [str(kind).startswith("CrossAttn") for kind in config["up_block_types"]]
@@ -100,14 +110,14 @@ def _layers(config: Mapping[str, Any], height: int, width: int) -> Iterator[_Lay
         before = widths[max(0, level - 1)]
         for number in range(resnets[level]):
             yield from _resnet(before if number == 0 else channels, channels, places[level])
-            yield from _transformers(channels, places[level], depths[level], contexts[level] if down[level] else ())
+            yield from _transformers(channels, places[level], depths[level], heads[level], contexts[level] if down[level] else ())
             skips.append(channels)
         if level < levels - 1:
             yield _convolution(channels, channels, places[level + 1], inputs=places[level])
             skips.append(channels)
 
     yield from _resnet(widths[-1], widths[-1], places[-1])
-    yield from _transformers(widths[-1], places[-1], depths[-1], contexts[-1])
+    yield from _transformers(widths[-1], places[-1], depths[-1], heads[-1], contexts[-1])
     yield from _resnet(widths[-1], widths[-1], places[-1])
 
     before = widths[-1]
@@ -115,34 +125,34 @@ def _layers(config: Mapping[str, Any], height: int, width: int) -> Iterator[_Lay
         channels = widths[level]
         for _ in range(resnets[level] + 1):
             yield from _resnet(before + skips.pop(), channels, places[level])
-            yield from _transformers(channels, places[level], depths[level], contexts[level] if up[levels - 1 - level] else ())
+            yield from _transformers(channels, places[level], depths[level], heads[level], contexts[level] if up[levels - 1 - level] else ())
             before = channels
         if level:
             yield _convolution(channels, channels, places[level - 1])
     # The last norm and nonlinearity.
-    yield _Layer(multiplications=0, saved_full=2 * widths[0] * places[0], saved_lora=2 * widths[0] * places[0])
+    yield _Layer(multiplications=0, saved_full=2 * widths[0] * places[0], saved_lora=2 * widths[0] * places[0], operations=2)
     yield _convolution(widths[0], out_channels, places[0])
 
 
 def _convolution(before: int, after: int, places: int, *, inputs: int | None = None) -> _Layer:
     """A 3x3 convolution."""
     saved = before * (inputs or places)
-    return _Layer(multiplications=9 * before * after * places, saved_full=saved, saved_lora=saved)
+    return _Layer(multiplications=9 * before * after * places, saved_full=saved, saved_lora=saved, operations=1)
 
 
 def _resnet(before: int, after: int, places: int) -> Iterator[_Layer]:
-    """Twice: norm, nonlinearity, convolution."""
+    """Twice: norm, nonlinearity, convolution; then the timestep and the shortcut are added."""
     shortcut = before * after * places if before != after else 0
     saved = 3 * (before + after) * places
-    yield _Layer(multiplications=9 * (before + after) * after * places + shortcut, saved_full=saved, saved_lora=saved)
+    yield _Layer(multiplications=9 * (before + after) * after * places + shortcut, saved_full=saved, saved_lora=saved, operations=10)
 
 
-def _transformers(channels: int, places: int, depth: int, contexts: tuple[int | None, ...]) -> Iterator[_Layer]:
+def _transformers(channels: int, places: int, depth: int, heads: int, contexts: tuple[int | None, ...]) -> Iterator[_Layer]:
     """One transformer for each context; None attends to itself twice."""
     area = channels * places
     for context in contexts:
         # Norm, and the two projections around the blocks.
-        yield _Layer(multiplications=2 * channels * area, saved_full=3 * area, saved_lora=3 * area)
+        yield _Layer(multiplications=2 * channels * area, saved_full=3 * area, saved_lora=3 * area, operations=6)
         for _ in range(depth):
             tokens, wide = (places, channels) if context is None else (CONTEXT_TOKENS, context)
             itself = 4 * channels * area + 2 * places * area
@@ -157,6 +167,9 @@ def _transformers(channels: int, places: int, depth: int, contexts: tuple[int | 
                 lora_parameters=8 * channels + (6 * channels + 2 * wide),
                 attention_parameters=6 * channels * channels + 2 * channels * wide,
                 block=area,
+                # Norm, queries, keys, values, attention, result, sum, twice; norm, two products, gate, product with it, sum.
+                operations=20,
+                scores=heads * places * (places + tokens),
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 from pathlib import Path
 from typing import Self
@@ -15,12 +14,7 @@ from audioldm_site.accounts.models import Share
 from audioldm_site.jobs.models import Job, JobEvent, OwnedQuerySet, Status
 from datasets_app.models import Dataset
 from gpu.events import Event
-
-NON_COMMERCIAL = re.compile(r"(^|[^a-z])nc([^a-z]|$)|non-?commercial", re.IGNORECASE)
-
-
-def is_non_commercial(licence: str) -> bool:
-    return bool(NON_COMMERCIAL.search(licence))
+from gpu.models import is_non_commercial
 
 
 class CheckpointQuerySet(OwnedQuerySet):

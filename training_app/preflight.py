@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from django.db.models.fields.json import KT
 from django.db.models.functions import Cast
 
 from audioldm_site import hardware
+from audioldm_site.templatetags.studio import duration, step_time
 from datasets_app.models import Dataset
 from gpu.config import FinetuneConfig
 from gpu.errors import Fault
@@ -34,6 +36,8 @@ SAME_KIND = (
     "mixed_precision",
 )  # fmt: skip
 """Runs that agree in these on the same model need the same memory and the same time for a step."""
+NEAR_KIND = ("method", "mixed_precision")
+"""Runs that agree in these tell how fast this machine is with the model; the rest is a matter of counting."""
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 RUNS_ASKED = 5
 
@@ -93,7 +97,7 @@ def in_one_line(found: Estimate | None) -> str:
     here = found.machine
     time = "time unknown until the first run on this device"
     if found.step_s is not None and found.total_s is not None:
-        time = f"{found.step_s:.2g} s a step, {found.total_s / 3600:.1f} h in all ({found.time_basis})"
+        time = f"{step_time(found.step_s)} a step, {duration(found.total_s)} in all ({found.time_basis})"
     return (
         f"memory {found.verdict}: about {gib(found.memory_bytes)} of {gib(here.memory_bytes)} on {here.name} ({found.memory_basis}); "
         f"{time}; disk {gib(found.disk_bytes)} of {gib(here.disk_free_bytes)} free"
@@ -116,7 +120,7 @@ def measured(run: TrainingRun) -> dict[str, Any] | None:
 def machine() -> Machine:
     """What a run would find here: the first GPU, else the processor and its memory."""
     disk_free = shutil.disk_usage(settings.DATA_DIR).free
-    cores = os.cpu_count() or 1
+    cores = _threads()
     if gpus := hardware.gpus():
         gpu = gpus[0]
         return Machine(
@@ -136,22 +140,43 @@ def machine() -> Machine:
 
 
 def earlier_run(checkpoint: Checkpoint, config: FinetuneConfig, here: Machine) -> Earlier | None:
-    """What the newest run of this kind on this model and this machine needed, or None."""
+    """What the newest run of this kind on this model and this machine needed; else what another of its method did; else None."""
     root = storage.root_model(checkpoint)
-    same = {f"config__{name}": config.to_dict()[name] for name in SAME_KIND}
-    runs = TrainingRun.objects.filter(base_checkpoint__sha256=root.sha256, started_at__isnull=False, **same).order_by("-started_at")
-    for run in runs[:RUNS_ASKED]:
-        events = TrainingEvent.objects.filter(job=run)
-        started = events.filter(type=STARTED).order_by("-seq").first()
-        latest = events.filter(type=PROGRESS).order_by("-seq").first()
-        if not started or not latest or not str(started.data.get("device", "")).startswith(here.name):
-            continue
-        key = "data__gpu_memory_bytes" if here.device == "cuda" else "data__memory_bytes"
-        memory = events.aggregate(most=Max(Cast(KT(key), BigIntegerField())))["most"]
-        speed = latest.data.get("clips_per_second")
-        clips = config.train_batch_size * config.gradient_accumulation_steps
-        return Earlier(memory_bytes=memory, step_s=clips / speed if speed else None)
+    runs = TrainingRun.objects.filter(base_checkpoint__sha256=root.sha256, started_at__isnull=False).order_by("-started_at")
+    values = config.to_dict()
+    same = {f"config__{name}": values[name] for name in SAME_KIND}
+    near = {f"config__{name}": values[name] for name in NEAR_KIND}
+    for run in runs.filter(**same)[:RUNS_ASKED]:
+        if found := _needed(run, here):
+            return found
+    for run in runs.filter(**near)[:RUNS_ASKED]:
+        if found := _needed(run, here):
+            return replace(found, config=FinetuneConfig.parse(FinetuneConfig.known(run.config)))
     return None
+
+
+def _needed(run: TrainingRun, here: Machine) -> Earlier | None:
+    """What a run took on this machine: its steps, or the one before the first; None where it ran elsewhere or never came so far."""
+    events = TrainingEvent.objects.filter(job=run)
+    rehearsed = measured(run) or {}
+    started = events.filter(type=STARTED).order_by("-seq").first()
+    device = str(started.data.get("device", "") if started else rehearsed.get("device", ""))
+    if not device.startswith(here.name):
+        return None
+    key = "data__gpu_memory_bytes" if here.device == "cuda" else "data__memory_bytes"
+    memory = events.filter(type=PROGRESS).aggregate(most=Max(Cast(KT(key), BigIntegerField())))["most"]
+    latest = events.filter(type=PROGRESS).order_by("-seq").first()
+    speed = latest.data.get("clips_per_second") if latest else None
+    clips = run.config["train_batch_size"] * run.config["gradient_accumulation_steps"]
+    step_s = clips / speed if speed else rehearsed.get("step_s")
+    # Saving and the making of sounds may need more than the step before the first did: its memory alone would promise too much.
+    return Earlier(memory_bytes=memory, step_s=step_s) if memory or step_s else None
+
+
+def _threads() -> int:
+    """Threads that the trainer will compute with."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdecimal() and int(wanted) > 0 else len(os.sched_getaffinity(0))
 
 
 def _container_limit() -> int | None:

@@ -138,9 +138,11 @@ def seconds(value: float | None) -> str:
 
 @register.filter
 def duration(value: float | None) -> str:
-    """How long something takes: `42 s`, `12 min`, `2 h 05 min`, `3 d 4 h`."""
+    """How long something takes: `42 s`, `12 min`, `2 h 05 min`, `3 d 4 h`. js/format.js says the same."""
     if _absent(value):
         return DASH
+    if 0 < value < 1:
+        return "less than 1 s"
     total = max(round(value), 0)
     if total < 60:
         return f"{total} s"
@@ -149,6 +151,14 @@ def duration(value: float | None) -> str:
     if total < 86400:
         return f"{total // 3600} h {total % 3600 // 60:02d} min"
     return f"{total // 86400} d {total % 86400 // 3600} h"
+
+
+@register.filter
+def step_time(value: float | None) -> str:
+    """How long a step takes: `0.13 s`, `4.2 s`, `42 s`, `1 min 05 s`."""
+    if _absent(value):
+        return DASH
+    return f"{value:.2g} s" if value < 9.95 else duration(value)
 
 
 @register.filter

@@ -13,7 +13,7 @@ test("numbers read as on the server's pages", () => {
 });
 
 test("durations", () => {
-  assert.deepEqual([42, 65, 3599, 7500, 90000].map((value) => duration(value)), ["42 s", "1 min 05 s", "60 min", "2 h 05 min", "1 d 1 h"]);
+  assert.deepEqual([0, 0.3, 42, 65, 3599, 7500, 90000].map((value) => duration(value)), ["0 s", "less than 1 s", "42 s", "1 min 05 s", "60 min", "2 h 05 min", "1 d 1 h"]);
 });
 
 test("positions in a sound", () => {

@@ -17,7 +17,7 @@ from django.utils import timezone
 from audioldm_site import machine
 from audioldm_site.forms import command_line
 from audioldm_site.jobs.models import Status, Worker
-from audioldm_site.templatetags.studio import bytes_size, duration, figure, moment, seconds, waveform_path, whole
+from audioldm_site.templatetags.studio import bytes_size, duration, figure, moment, seconds, step_time, waveform_path, whole
 from generation_app.models import Generation, GenerationEvent, Waveform
 from gpu.config import PRESETS, FinetuneConfig, GenerateConfig
 from gpu.sound import write_wav
@@ -807,7 +807,8 @@ def test_a_waveform_is_one_bar_per_peak():
 
 def test_numbers_read_well():
     assert [bytes_size(value) for value in (0, 999, 12_345_678, 4.43e9, None, "")] == ["0 B", "999 B", "12.3 MB", "4.4 GB", "–", "–"]
-    assert [duration(value) for value in (42, 65, 3_599, 7_500, 90_000)] == ["42 s", "1 min 05 s", "60 min", "2 h 05 min", "1 d 1 h"]
+    assert [duration(value) for value in (0, 0.3, 42, 65, 3_599, 7_500, 90_000)] == ["0 s", "less than 1 s", "42 s", "1 min 05 s", "60 min", "2 h 05 min", "1 d 1 h"]
+    assert [step_time(value) for value in (0.0163, 4.23, 42.4, 65)] == ["0.016 s", "4.2 s", "42 s", "1 min 05 s"]
     assert [seconds(value) for value in (10.24, 6.0, 125)] == ["10.24 s", "6 s", "2:05"]
     assert [figure(value) for value in (1e-4, 0.131234, 0, 12, None)] == ["1e-4", "0.1312", "0", "12", "–"]
     assert whole(20_000) == "20\u202f000"

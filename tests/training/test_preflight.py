@@ -93,8 +93,31 @@ def test_an_earlier_run_of_the_same_kind_here_is_believed(dataset, checkpoint, a
     # Two sounds a step, eight a second.
     assert (found.step_s, found.total_s, found.time_basis) == (0.25, 2.5, "measured on this machine")
 
-    other = preflight.check(dataset=dataset, checkpoint=checkpoint, config=FinetuneConfig.parse({**values, "train_batch_size": 3}))
-    assert other.memory_basis == "counted from the model"
+    # Half as many sounds are faster, but not twice: kernels are called as often. Their memory is another.
+    other = preflight.check(dataset=dataset, checkpoint=checkpoint, config=FinetuneConfig.parse({**values, "train_batch_size": 1}))
+    assert (other.memory_basis, other.time_basis) == ("counted from the model", "scaled from another run on this machine")
+    assert 0.125 < other.step_s < 0.25
+
+    full = preflight.check(dataset=dataset, checkpoint=checkpoint, config=FinetuneConfig.parse({**values, "method": "full"}))
+    assert full.time_basis == "scaled from another machine"
+
+
+def test_the_step_before_the_first_of_an_earlier_run_is_believed_already(dataset, checkpoint, alice):
+    run = services.create_run(owner=alice, dataset=dataset, base_checkpoint=checkpoint, values={"max_train_steps": 600})
+    assert lifecycle.claim(run, worker_name="w")
+    with EventWriter(run.folder, attempt=run.attempt) as events:
+        device = f"{preflight.machine().name}, 2 threads"
+        lifecycle.record_events(run, [events.write("waiting", stage="preflight", message="a step fits", memory_bytes=3_000_000_000, step_s=0.34, device=device)])
+    words = preflight.of_run(run)
+    assert "0.34 s a step, 3 min 24 s in all (measured on this machine)" in words
+
+
+def test_what_another_machine_took_is_not_believed(dataset, checkpoint, alice):
+    run = services.create_run(owner=alice, dataset=dataset, base_checkpoint=checkpoint, values={})
+    assert lifecycle.claim(run, worker_name="w")
+    with EventWriter(run.folder, attempt=run.attempt) as events:
+        lifecycle.record_events(run, [events.write("waiting", stage="preflight", message="a step fits", memory_bytes=1, step_s=0.34, device="Another, 8 threads")])
+    assert "scaled from another machine" in preflight.of_run(run)
 
 
 def test_the_run_page_shows_what_the_first_step_took(alice_client, dataset, checkpoint, alice):
@@ -105,7 +128,7 @@ def test_the_run_page_shows_what_the_first_step_took(alice_client, dataset, chec
         said = events.write("waiting", stage="preflight", message="a step fits", memory_bytes=3_000_000_000, step_s=7.25)
         lifecycle.record_events(run, [started, said])
     page = alice_client.get(reverse("training:run", args=[run.pk])).content.decode()
-    assert "2.8\xa0GB of memory, 7.25 s" in page
+    assert "3.0 GB of memory, 7.2 s" in page
 
 
 def test_a_model_whose_files_are_gone_gets_no_estimate(dataset, checkpoint, settings):

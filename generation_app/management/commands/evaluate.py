@@ -7,6 +7,7 @@ from audioldm_site.jobs.models import Status
 from audioldm_site.jobs.terminal import execute_here, follow
 from audioldm_site.management.base import StudioCommand
 from audioldm_site.management.parameters import add_parameters, given
+from audioldm_site.templatetags.studio import duration
 from datasets_app.models import Dataset
 from generation_app import evaluations, tasks
 from generation_app.evaluation_selectors import FIGURE_WORDS
@@ -61,7 +62,7 @@ class Command(StudioCommand):
         if result["differences"]:
             lines.append("\ndifference")
             lines += [_line(FIGURE_WORDS[name][0], Figure(**figure)) for name, figure in result["differences"].items()]
-        return "\n".join([*lines, "", *result["notes"], f"{result['folder']}/report.json, {result['elapsed_s']:.0f} s"])
+        return "\n".join([*lines, "", *result["notes"], f"{result['folder']}/report.json, {duration(result['elapsed_s'])}"])
 
 
 def perform(evaluation: Evaluation, *, here: bool) -> None:

@@ -8,6 +8,7 @@ from audioldm_site.jobs.models import Status
 from audioldm_site.jobs.terminal import execute_here, follow
 from audioldm_site.management.base import StudioCommand
 from audioldm_site.management.parameters import add_parameters, given
+from audioldm_site.templatetags.studio import duration
 from generation_app import services, tasks
 from generation_app.models import Generation
 from gpu.config import GenerateConfig
@@ -44,7 +45,7 @@ class Command(StudioCommand):
         for waveform in result["waveforms"]:
             score = "" if waveform["clap_score"] is None else f"  CLAP score {waveform['clap_score']:.3f}"
             lines.append(f"{waveform['path']}{score}")
-        return "\n".join([*lines, f"{result['elapsed_s']:.1f} s"])
+        return "\n".join([*lines, duration(result["elapsed_s"])])
 
 
 def perform(generation: Generation, *, here: bool) -> None:

@@ -14,6 +14,7 @@ export function clock(value) {
 /** How long something takes: 42 s, 2 h 05 min @param {number | null | undefined} value seconds */
 export function duration(value) {
   if (absent(value)) return DASH;
+  if (/** @type {number} */ (value) > 0 && /** @type {number} */ (value) < 1) return "less than 1 s";
   const total = Math.max(Math.round(/** @type {number} */ (value)), 0);
   const two = (/** @type {number} */ number) => String(number).padStart(2, "0");
   if (total < 60) return `${total} s`;
