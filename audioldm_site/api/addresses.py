@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from typing import Any
 
 from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http.response import HttpResponseBase
 from django.shortcuts import render
 from django.urls import URLPattern, URLResolver, path
 from django.views.decorators.http import require_safe
@@ -121,13 +123,33 @@ def _first_kind(field: dict[str, Any]) -> dict[str, Any]:
 
 
 def _open(patterns: list) -> list:
-    """The API asks for itself who it is, and answers in JSON: the site's redirect to the login page is not for it."""
+    """The API asks for itself who it is, and answers in JSON: the site's redirect to the login page is not for it. HEAD works where GET does."""
     for pattern in patterns:
         if isinstance(pattern, URLResolver):
             _open(pattern.url_patterns)
         elif isinstance(pattern, URLPattern):
-            pattern.callback = login_not_required(pattern.callback)
+            pattern.callback = login_not_required(_with_head(pattern.callback))
     return patterns
+
+
+def _with_head(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
+    """ninja knows no HEAD: the answer to GET, its length and all, without the body."""
+
+    @wraps(view)
+    def answer(request: HttpRequest, *args: Any, **named: Any) -> HttpResponseBase:
+        if request.method != "HEAD":
+            return view(request, *args, **named)
+        request.method = "GET"
+        found = view(request, *args, **named)
+        request.method = "HEAD"
+        head = HttpResponse(status=found.status_code, headers=found.headers)
+        if not found.streaming:
+            head.headers["Content-Length"] = str(len(found.content))
+        # Not close(): that ends the request. An open file of the answer is closed with this one.
+        head._resource_closers.extend(found._resource_closers)
+        return head
+
+    return answer
 
 
 urlpatterns = [path("docs", docs, name="api_docs"), path("", (_open(api.urls[0]), *api.urls[1:]))]

@@ -1,18 +1,26 @@
 """Random faults against the whole studio, and what became of every job.
 
-    python -m tests.faults.harness --faults 100 --seed 0 [--real 10] [--minutes 30] [--output faults.json]
+    python -m tests.faults.harness --faults 100 --seed 0 [--postgres 25] [--real 10] [--minutes 30] [--output faults.json]
+    python -m tests.faults.harness --each --seed 0                 one fault of every family that is quickly over
 
 Starts `manage.py serve` (web process, three clusters) on a database and a folder of its own. Each round puts jobs in line, waits until the
 first is at work, does it one harm drawn by the seed, and waits until all has come to rest; a job that honestly failed is resumed, as
 its owner would. Then it compares rows, files, hashes and processes with what was promised, and counts.
 
-Most jobs are done by `small_trainer.py`; `--real` rounds train the tiny model. Full disks need root (a small tmpfs is mounted).
+Most jobs are done by `small_trainer.py`; `--real` rounds train the tiny model. Beside the jobs a client often sends a file piece by piece.
+`--postgres` rounds are played by a second studio on a PostgreSQL of their own, at the same time. Full disks need root (a small tmpfs
+is mounted), PostgreSQL needs its programs: without them these faults are left out, and the report says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
+import hashlib
+import http.client
+import io
+import itertools
 import json
 import os
 import random
@@ -25,20 +33,27 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
+
+from tests import postgres
 
 ROOT = Path(__file__).resolve().parents[2]
 DISK_BYTES = 400 * 2**20
 SETTLE_S = 240.0
 KEPT_FREE_BYTES = (0, 8_192, 60_000, 200_000)
 """What a full disk leaves: nothing, a few events, part of a checkpoint of 50 kB, a checkpoint but no second one."""
+PIECE_BYTES = 32 * 2**10
+SQLITE, POSTGRESQL = "SQLite", "PostgreSQL"
 COUNTS = ("lost", "doubled", "out_of_order", "damaged_accepted", "wrong_ends", "unequal", "orphans", "unsaved_stops")
 REAL_OPTIONS = {
     "max_train_steps": 24,
@@ -67,6 +82,13 @@ class Report:
     attempts: int = 0
     compared: int = 0
     events: int = 0
+    uploads: int = 0
+    upload_refusals: dict[str, int] = field(default_factory=dict)
+    full_disks: dict[str, int] = field(default_factory=dict)
+
+    def count(self, what: str, name: str) -> None:
+        counts = getattr(self, what)
+        counts[name] = counts.get(name, 0) + 1
 
     def violation(self, kind: str, words: str) -> None:
         self.counts[kind] += 1
@@ -84,6 +106,9 @@ class Report:
             "attempts": self.attempts,
             "events": self.events,
             "resumed_and_compared": self.compared,
+            "uploads": self.uploads,
+            "upload_refusals": dict(sorted(self.upload_refusals.items())),
+            "full_disk_met": dict(sorted(self.full_disks.items())),
             "first_ends": dict(sorted(self.ends.items())),
             "graceful_stops": len(self.stops_s),
             "graceful_stop_s": {"median": round(statistics.median(self.stops_s), 1), "longest": round(max(self.stops_s), 1)} if self.stops_s else {},
@@ -96,8 +121,8 @@ class Report:
 class Studio:
     """`manage.py serve` in a folder of its own, started again after whatever ended it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, server: postgres.Server | None = None) -> None:
+        self.folder, self.server = folder, server
         self.data = folder / "data"
         self.ledger = folder / "ledger"
         self.clock = folder / "clock"
@@ -110,6 +135,7 @@ class Studio:
             "DJANGO_SETTINGS_MODULE": "tests.faults.settings",
             "DATA_DIR": str(self.data),
             "TEST_DATABASE": str(self.data / "db.sqlite3"),
+            "DATABASE_URL": self.server.url if self.server else "",
             "SECRET_KEY": secrets.token_hex(32),
             "PYTHONPATH": str(ROOT),
             "FAKE_TRAINER": "harness",
@@ -117,6 +143,7 @@ class Studio:
             "HARNESS_CLOCK": str(self.clock),
             "HOST": "127.0.0.1",
             "PORT": str(self.port),
+            "API_RATE_PER_MINUTE": "1000000",
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
         }
@@ -180,6 +207,11 @@ class Fault:
         codes: error codes with which a job may honestly fail; none means that it must end well by itself.
         weight: how often it is drawn.
         kinds: of jobs it can be done to.
+        family: what the short form tries one of; its first word where nothing is said.
+        database: on which alone it can be done.
+        config: what the job must be like for it.
+        uploading: it needs a file on its way.
+        is_slow: left out of the short form.
     """
 
     name: str
@@ -187,6 +219,18 @@ class Fault:
     codes: tuple[str, ...] = ()
     weight: float = 1.0
     kinds: tuple[str, ...] = ("training", "generation", "conversion")
+    family: str = ""
+    database: str = ""
+    config: dict = field(default_factory=dict)
+    uploading: bool = False
+    is_slow: bool = False
+
+    def __post_init__(self) -> None:
+        self.family = self.family or self.name.split()[0]
+
+    @property
+    def needs_disk(self) -> bool:
+        return "disk.full" in self.codes
 
 
 # --- what can go wrong
@@ -264,24 +308,58 @@ def _freeze_all(world: World, job, rng: random.Random) -> None:
 
 
 def _power_cut(world: World, job, rng: random.Random) -> None:
-    """Everything dies, and the last writes to the events file never reached the disk."""
+    """Everything dies, and the last writes to the events file never reached the disk. An ending was synced before anybody heard of it."""
     _kill_all(world, job, rng)
+    job.refresh_from_db()
+    if job.status not in ("queued", "running"):
+        return
     path = job.folder / "events.jsonl"
     os.truncate(path, max(0, path.stat().st_size - rng.randrange(1, 400)))
 
 
-def _fill_disk(world: World, job, rng: random.Random) -> Callable:
+@contextlib.contextmanager
+def _full(world: World, *, kept_bytes: int) -> Iterator[None]:
+    """The studio's disk with no more free than this."""
     ballast = world.studio.data / "ballast"
-    free = shutil.disk_usage(world.studio.data).free - rng.choice(KEPT_FREE_BYTES)
+    free = shutil.disk_usage(world.studio.data).free - kept_bytes
     if free > 0:
         with open(ballast, "wb") as file, contextlib.suppress(OSError):
             os.posix_fallocate(file.fileno(), 0, free)
-    time.sleep(rng.uniform(2, 5))
-    ballast.unlink()
+    try:
+        yield
+    finally:
+        ballast.unlink(missing_ok=True)
+
+
+def _fill_disk(world: World, job, rng: random.Random) -> None:
+    with _full(world, kept_bytes=rng.choice(KEPT_FREE_BYTES)):
+        time.sleep(rng.uniform(2, 5))
+
+
+def _fill_disk_until_it_fails(*kept_bytes: int) -> Callable:
+    """No room for one thing: until the job has met it and said so."""
+
+    def harm(world: World, job, rng: random.Random) -> None:
+        with _full(world, kept_bytes=rng.choice(kept_bytes)), contextlib.suppress(TimeoutError):
+            wait_for(lambda: job.refresh_from_db() or job.status != "running", seconds=20, what="the full disk to be met")
+
+    return harm
+
+
+def _fill_disk_under_an_upload(world: World, job, rng: random.Random) -> None:
+    before = world.upload.refusals.get("507", 0)
+    with _full(world, kept_bytes=0):
+        try:
+            wait_for(lambda: world.upload.refusals.get("507", 0) > before, seconds=30, what="the upload to meet the full disk")
+        except TimeoutError as error:
+            world.report.violation("wrong_ends", str(error))
+        time.sleep(rng.uniform(0, 2))
 
 
 def _lock_database(seconds: tuple[float, float]) -> Callable:
     def harm(world: World, job, rng: random.Random) -> None:
+        if world.studio.server:
+            return _lock_tables(world.studio.server.url, rng.uniform(*seconds))
         database = sqlite3.connect(world.studio.data / "db.sqlite3", timeout=60, isolation_level=None)
         with contextlib.closing(database):
             database.execute("BEGIN EXCLUSIVE")
@@ -289,6 +367,51 @@ def _lock_database(seconds: tuple[float, float]) -> Callable:
             database.execute("ROLLBACK")
 
     return harm
+
+
+def _lock_tables(url: str, seconds: float) -> None:
+    """Every table of ours, as a migration or a vacuum would."""
+    import psycopg
+    from django.db import connection
+
+    tables = sorted(connection.introspection.table_names())
+    connection.close()
+    with psycopg.connect(url) as database:
+        # One at a time is no way to hold them all while others hold some: ask again until nobody is in the way.
+        for _ in range(100):
+            try:
+                database.execute("SET lock_timeout = '500ms'")
+                database.execute(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE")
+                break
+            except psycopg.Error:
+                database.rollback()
+        time.sleep(seconds)
+        database.rollback()
+
+
+def _restart_database(world: World, job, rng: random.Random) -> None:
+    """In order, as a crash, or killed; away for some seconds."""
+    from django.db import connections
+
+    connections.close_all()
+    server = world.studio.server
+    how = rng.choice(["fast", "immediate", "killed"])
+    server.kill() if how == "killed" else server.stop(mode=how)
+    time.sleep(rng.uniform(0, 6))
+    server.start()
+
+
+def _starve(world: World, job, rng: random.Random) -> None:
+    """The whole studio gets a tenth of its time for a while, as beside a greedy neighbour."""
+    until = time.monotonic() + rng.uniform(6, 12)
+    while time.monotonic() < until:
+        found = world.studio.processes()
+        for process in found:
+            _send(process, signal.SIGSTOP)
+        time.sleep(0.9)
+        for process in found:
+            _send(process, signal.SIGCONT)
+        time.sleep(0.1)
 
 
 def _move_clock(*, and_kill: bool = False) -> Callable:
@@ -364,19 +487,97 @@ FAULTS = [
     Fault(name="web SIGKILL", harm=_web(KILL)),
     Fault(name="web SIGSTOP", harm=_web(STOP, CONT)),
     Fault(name="serve SIGKILL", harm=_kill_serve, weight=2),
-    Fault(name="all SIGTERM (Ctrl-C)", harm=_stop_all, weight=3),
+    Fault(name="all SIGTERM (Ctrl-C)", harm=_stop_all, weight=3, family="stop"),
     Fault(name="all SIGKILL", harm=_kill_all, weight=3),
-    Fault(name="all SIGSTOP (sleep)", harm=_freeze_all, weight=1.5),
+    Fault(name="all SIGSTOP (sleep)", harm=_freeze_all, weight=1.5, family="sleep"),
+    Fault(name="starved: a tenth of the processor", harm=_starve, weight=2),
     Fault(name="power cut, torn events file", harm=_power_cut, weight=2),
-    Fault(name="disk full", harm=_fill_disk, codes=("disk.full",), weight=4),
-    Fault(name="database locked 3-8 s", harm=_lock_database((3, 8)), weight=2),
-    Fault(name="database locked beyond the timeout", harm=_lock_database((32, 36)), weight=0.5),
+    Fault(name="disk full", harm=_fill_disk, codes=("disk.full",), weight=3),
+    Fault(
+        name="disk full during a checkpoint", harm=_fill_disk_until_it_fails(20_000, 40_000), codes=("disk.full",), weight=3, kinds=("training",),
+        family="full checkpoint", config={"max_train_steps": 200},
+    ),
+    Fault(
+        name="disk full during a log write", harm=_fill_disk_until_it_fails(0, 4_096, 20_000), codes=("disk.full",), weight=2, kinds=("training",),
+        family="full log", config={"max_train_steps": 200, "chatter_bytes": 12_000, "checkpointing_steps": 150},
+    ),
+    Fault(name="disk full during an upload", harm=_fill_disk_under_an_upload, codes=("disk.full",), weight=2, family="full upload", uploading=True),
+    Fault(name="database locked 3-8 s", harm=_lock_database((3, 8)), weight=2, family="database lock"),
+    Fault(name="database locked beyond the timeout", harm=_lock_database((32, 36)), weight=0.5, is_slow=True),
+    Fault(name="database restarted", harm=_restart_database, weight=12, family="database restart", database=POSTGRESQL),
     Fault(name="clock moved", harm=_move_clock(), weight=2.5),
     Fault(name="clock moved, cluster SIGKILL", harm=_move_clock(and_kill=True), weight=1.5),
     Fault(name="three clusters, four deliveries", harm=_race, weight=2),
-    Fault(name="job taken from a frozen worker", harm=_race_with_the_frozen, weight=1),
+    Fault(name="job taken from a frozen worker", harm=_race_with_the_frozen, weight=1, is_slow=True),
     Fault(name="newest checkpoint damaged", harm=_damage_checkpoint, weight=4, kinds=("training",)),
 ]
+
+
+# --- somebody who sends a file meanwhile
+
+
+class Upload(threading.Thread):
+    """A tus client that sends a dataset piece by piece and does not give up; `location` when it has become one."""
+
+    def __init__(self, port: int, token: str, content: bytes, *, name: str, pause_s: float) -> None:
+        super().__init__(daemon=True)
+        self.port, self.token, self.content, self.label, self.pause_s = port, token, content, name, pause_s
+        self.refusals: dict[str, int] = {}
+        self.location, self.said, self.give_up = "", "", False
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            self.digests = sorted(hashlib.sha256(archive.read(member)).hexdigest() for member in archive.namelist() if member.endswith(".wav"))
+
+    def run(self) -> None:
+        address = ""
+        until = time.monotonic() + SETTLE_S
+        while not (self.location or self.give_up) and time.monotonic() < until:
+            try:
+                address = address or self._begin()
+                self._send_rest(address)
+            except OSError as error:
+                self._refused(type(error).__name__)
+            except http.client.HTTPException as error:
+                self._refused(type(error).__name__)
+            time.sleep(0.3)
+
+    def _begin(self) -> str:
+        metadata = ",".join(f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in {"kind": "dataset", "filename": "a.zip", "name": self.label}.items())
+        status, headers, _ = self._ask("POST", "/uploads/", Upload_Length=len(self.content), Upload_Metadata=metadata)
+        return headers["Location"] if status == 201 else self._refused(str(status))
+
+    def _send_rest(self, address: str) -> None:
+        if not address:
+            return
+        status, headers, _ = self._ask("HEAD", address)
+        if status != 200:
+            return self._refused(str(status))
+        at = int(headers["Upload-Offset"])
+        while at < len(self.content):
+            piece = self.content[at : at + PIECE_BYTES]
+            checksum = f"sha256 {base64.b64encode(hashlib.sha256(piece).digest()).decode()}"
+            status, headers, self.said = self._ask("PATCH", address, piece, Upload_Offset=at, Content_Type="application/offset+octet-stream", Upload_Checksum=checksum)
+            if status != 204:
+                return self._refused(str(status))
+            at = int(headers["Upload-Offset"])
+            time.sleep(self.pause_s)
+        status, _, self.said = self._ask("GET", address)
+        if status != 200:
+            return self._refused(str(status))
+        self.location = json.loads(self.said)["location"] or ""
+
+    def _ask(self, method: str, path: str, body: bytes = b"", **headers: object) -> tuple[int, http.client.HTTPMessage, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            named = {name.replace("_", "-"): str(value) for name, value in headers.items()}
+            connection.request(method, path, body, {"Authorization": f"Bearer {self.token}", "Tus-Resumable": "1.0.0", **named})
+            answer = connection.getresponse()
+            return answer.status, answer.headers, answer.read().decode(errors="replace")
+        finally:
+            connection.close()
+
+    def _refused(self, how: str) -> str:
+        self.refusals[how] = self.refusals.get(how, 0) + 1
+        return ""
 
 
 # --- the world in which it goes wrong
@@ -388,13 +589,14 @@ class World:
     def __init__(self, studio: Studio, report: Report) -> None:
         self.studio, self.report = studio, report
         self.damaged: tuple[str, str, int] | None = None
-        self.codes: tuple[str, ...] = ()
+        self.upload: Upload | None = None
         self._clusters: list[subprocess.Popen] = []
         self._doubled = 0
 
     def prepare(self, *, real: bool) -> None:
         from django.contrib.auth import get_user_model
 
+        from audioldm_site.accounts.tokens import create_token
         from tests.factories import write_dataset_zip
         from training_app.models import Checkpoint
 
@@ -403,6 +605,8 @@ class World:
             name="base", family="audioldm2", format=Checkpoint.Format.DIFFUSERS, origin=Checkpoint.Origin.IMPORTED, path="checkpoints/base", missing=True
         )
         self.zip = write_dataset_zip(self.studio.folder / "tones.zip", clips=6, duration_s=0.3)
+        self.large_zip = write_dataset_zip(self.studio.folder / "large.zip", clips=6, duration_s=4.0)
+        self.token = create_token(user=self.owner, name="harness", scope="write")[1]
         if real:
             self._prepare_real()
 
@@ -430,11 +634,11 @@ class World:
 
     # jobs
 
-    def make_training(self, rng: random.Random):
+    def make_training(self, rng: random.Random, **more):
         from audioldm_site.jobs import queue
         from training_app.models import TrainingRun
 
-        config = {"small": "training", "max_train_steps": rng.randrange(60, 100), "checkpointing_steps": rng.randrange(6, 20), "step_s": 0.04, "seed": rng.randrange(10**6)}
+        config = {"small": "training", "max_train_steps": rng.randrange(60, 100), "checkpointing_steps": rng.randrange(6, 20), "step_s": 0.04, "seed": rng.randrange(10**6), **more}
         run = TrainingRun(owner=self.owner, name=f"run {rng.randrange(10**9)}", dataset_name="none", base_checkpoint=self.base, config=config)
         return self._put(run, queue)
 
@@ -443,13 +647,13 @@ class World:
 
         return services.create_run(owner=self.owner, dataset=self.tones, base_checkpoint=self.tiny, values=REAL_OPTIONS, name=f"real {rng.randrange(10**9)}")
 
-    def make_generation(self, rng: random.Random):
+    def make_generation(self, rng: random.Random, **more):
         from audioldm_site.jobs import queue
         from generation_app.models import Generation
 
         return self._put(Generation(owner=self.owner, prompt="a tone", config={"sounds": rng.randrange(10, 25), "step_s": 0.15}), queue)
 
-    def make_conversion(self, rng: random.Random):
+    def make_conversion(self, rng: random.Random, **more):
         from audioldm_site.jobs import queue
         from training_app.models import Conversion
 
@@ -460,6 +664,11 @@ class World:
         from datasets_app import services
 
         return services.create_dataset(source=self.zip, name=f"tones {rng.randrange(10**9)}", owner=self.owner, origin="imported")
+
+    def make_upload(self, rng: random.Random) -> Upload:
+        upload = Upload(self.studio.port, self.token, self.large_zip.read_bytes(), name=f"sent {rng.randrange(10**9)}", pause_s=rng.uniform(0.1, 0.3))
+        upload.start()
+        return upload
 
     def _put(self, job, queue):
         from django.db import transaction
@@ -523,6 +732,9 @@ class World:
                     if job.pk not in told:
                         self._first_end(job, job.error_code or job.status)
                         told.add(job.pk)
+                        if job.error_code == "disk.full":
+                            met = job.error_detail.split(":")[0]
+                            self.report.count("full_disks", met if met in ("a checkpoint", "a log line", "an event", "its start") else f"a {job.kind}'s other writes")
                     if job.error_code not in fault.codes:
                         self.report.violation("wrong_ends", f"{job.kind} {job.pk} after {fault.name}: {job.status} {job.error_code} {job.error_detail[:300]}")
                     self._resume(job)
@@ -531,8 +743,7 @@ class World:
             self.report.violation("lost", f"{job.kind} {job.pk} after {fault.name}: still {job.status} after {SETTLE_S:g} s, attempt {job.attempt}")
 
     def _first_end(self, job, words: str) -> None:
-        name = f"{job.kind}: {words}"
-        self.report.ends[name] = self.report.ends.get(name, 0) + 1
+        self.report.count("ends", f"{job.kind}: {words}")
 
     def _resume(self, job) -> None:
         from django.db import transaction
@@ -543,7 +754,7 @@ class World:
             if lifecycle.requeue(job):
                 queue.enqueue(job)
 
-    def settle_dataset(self, dataset, fault: Fault) -> None:
+    def settle_dataset(self, dataset, fault: Fault, *, resumed: bool = False) -> None:
         def is_over() -> bool:
             self.studio.ensure_ready()
             dataset.refresh_from_db()
@@ -554,13 +765,34 @@ class World:
         except TimeoutError:
             self.report.violation("lost", f"the import after {fault.name} is still waiting")
             return
-        name = f"dataset: {dataset.status} {dataset.error_code}".strip()
-        self.report.ends[name] = self.report.ends.get(name, 0) + 1
+        self.report.count("ends", f"dataset: {dataset.status} {dataset.error_code}".strip())
         if dataset.status == "ready":
             if dataset.clips.count() != 6:
                 self.report.violation("unequal", f"dataset {dataset.pk} after {fault.name} has {dataset.clips.count()} clips of 6")
         elif dataset.error_code not in fault.codes:
             self.report.violation("wrong_ends", f"dataset {dataset.pk} after {fault.name}: {dataset.status} {dataset.error_code} {dataset.error_detail[:300]}")
+
+    def settle_upload(self, upload: Upload, fault: Fault) -> None:
+        """What was sent has become one dataset, equal to what was sent."""
+        from datasets_app.models import Dataset
+
+        upload.join(timeout=SETTLE_S)
+        for refusal, count in upload.refusals.items():
+            self.report.upload_refusals[refusal] = self.report.upload_refusals.get(refusal, 0) + count
+        about = f"the upload {upload.label} after {fault.name}"
+        if not upload.location:
+            upload.give_up = True
+            self.report.violation("lost", f"{about}: {upload.said} {upload.refusals}")
+            return
+        self.report.uploads += 1
+        made = list(Dataset.objects.filter(name=upload.label))
+        if len(made) != 1:
+            self.report.violation("doubled" if made else "lost", f"{about}: became {len(made)} datasets")
+            return
+        self.settle_dataset(made[0], fault, resumed=True)
+        kept = sorted(hashlib.sha256((made[0].folder / clip.path).read_bytes()).hexdigest() for clip in made[0].clips.all())
+        if made[0].status == "ready" and kept != upload.digests:
+            self.report.violation("unequal", f"{about}: its clips are not what was sent")
 
     def verify(self, job, fault: Fault) -> None:
         """Rows against file, results against hashes, and nobody left at work."""
@@ -587,7 +819,7 @@ class World:
         self.report.events += len(rows)
         self.report.attempts += job.attempt
         kind = "training, tiny model" if job.kind == "training" and "small" not in job.config else job.kind
-        self.report.jobs[kind] = self.report.jobs.get(kind, 0) + 1
+        self.report.count("jobs", kind)
         getattr(self, f"_verify_{job.kind}")(job, about)
 
     def _verify_training(self, run, about: str) -> None:
@@ -659,7 +891,8 @@ def play(world: World, fault: Fault, rng: random.Random, *, real: bool) -> None:
     world.studio.ensure_ready()
     world.damaged = None
     kind = "training" if real else rng.choice(fault.kinds)
-    target = world.make_real(rng) if real else getattr(world, f"make_{kind}")(rng)
+    world.upload = world.make_upload(rng) if fault.uploading or rng.random() < 0.3 else None
+    target = world.make_real(rng) if real else getattr(world, f"make_{kind}")(rng, **fault.config)
     bystander = rng.choice([world.make_training, world.make_generation, world.make_conversion])(rng) if not real else None
     dataset = world.make_dataset(rng) if rng.random() < 0.3 else None
     jobs = [job for job in (target, bystander) if job]
@@ -670,6 +903,8 @@ def play(world: World, fault: Fault, rng: random.Random, *, real: bool) -> None:
     world.settle(list(jobs), fault)
     if dataset:
         world.settle_dataset(dataset, fault)
+    if world.upload:
+        world.settle_upload(world.upload, fault)
     if undo:
         undo()
     world.require_empty_queue(fault)
@@ -689,14 +924,23 @@ def wait_for(condition: Callable[[], object], *, seconds: float, what: str) -> N
     raise TimeoutError(f"waited {seconds:g} s for {what}")
 
 
-def plan(rng: random.Random, *, faults: int, real: int, disk: bool, only: str = "") -> Iterator[tuple[Fault, bool]]:
+def plan(rng: random.Random, *, faults: int, real: int, usable: list[Fault]) -> Iterator[tuple[Fault, bool]]:
     """Which harm comes in which round; `real` of them, evenly spread, to the tiny model."""
-    usable = [fault for fault in FAULTS if (disk or fault.harm is not _fill_disk) and only in fault.name]
-    trainable = [fault for fault in usable if "training" in fault.kinds]
+    trainable = [fault for fault in usable if "training" in fault.kinds and not fault.config]
     for number in range(faults):
         is_real = bool(real) and number % max(1, faults // real) == 0
         pool = trainable if is_real else usable
         yield rng.choices(pool, weights=[fault.weight for fault in pool])[0], is_real
+
+
+def one_of_each(rng: random.Random, usable: list[Fault], *, share: tuple[int, int]) -> Iterator[tuple[Fault, bool]]:
+    """One fault of each family that is quickly over; of `share` (k, n) every n-th family, from the k-th on."""
+    families: dict[str, list[Fault]] = {}
+    for fault in usable:
+        if not fault.is_slow:
+            families.setdefault(fault.family, []).append(fault)
+    for name in itertools.islice(families, share[0], None, share[1]):
+        yield rng.choice(families[name]), False
 
 
 @contextlib.contextmanager
@@ -715,58 +959,125 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--postgres", type=int, help="how many of them on PostgreSQL; a quarter where nothing is said")
     parser.add_argument("--real", type=int, default=0, help="how many of them hit the real trainer with the tiny model")
+    parser.add_argument("--each", action="store_true", help="instead of --faults: one of every family that is quickly over")
+    parser.add_argument("--share", default="0/1", help="with --each: every n-th family from the k-th on, as k/n")
     parser.add_argument("--minutes", type=float, default=600.0, help="begin no round after this")
     parser.add_argument("--only", default="", help="only faults with these words in their name")
     parser.add_argument("--output", type=Path, help="write the report there after every round")
+    parser.add_argument("--database", choices=[SQLITE, POSTGRESQL], help="play on this one alone, and report that")
     arguments = parser.parse_args()
+    return play_part(arguments) if arguments.database else play_parts(arguments)
 
+
+def play_parts(arguments: argparse.Namespace) -> int:
+    """One studio on each database, side by side; one report of both."""
+    skipped = {}
+    on_postgres = arguments.faults // 4 if arguments.postgres is None else arguments.postgres
+    if missing := postgres.why_not():
+        skipped[POSTGRESQL] = missing
+        on_postgres = 0
+    shares = {SQLITE: arguments.faults - on_postgres, POSTGRESQL: on_postgres}
+    folder = Path(tempfile.mkdtemp(prefix="studio-faults-report-"))
+    began, parts = time.monotonic(), {}
+    for number, (database, faults) in enumerate(shares.items()):
+        if faults:
+            real = ["--real", str(arguments.real)] if database == SQLITE else []
+            command = [sys.executable, "-m", "tests.faults.harness", "--database", database, "--faults", str(faults), "--seed", str(arguments.seed + number), *real]
+            command += ["--minutes", str(arguments.minutes), "--only", arguments.only, "--output", str(folder / database), "--share", arguments.share]
+            parts[database] = subprocess.Popen([*command, "--each"] if arguments.each else command, cwd=ROOT)
+    codes = [part.wait() for part in parts.values()]
+    reports = {database: json.loads((folder / database).read_text()) for database in parts if (folder / database).exists()}
+    shutil.rmtree(folder)
+    result = {
+        "command": f"python -m tests.faults.harness {' '.join(sys.argv[1:])}",
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpus": os.cpu_count(),
+        "faults": sum(report["faults"] for report in reports.values()),
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        **{count: sum(report[count] for report in reports.values()) for count in COUNTS},
+        "skipped": skipped | {f"{name} on {database}": words for database, report in reports.items() for name, words in report["skipped"].items()},
+        "parts": reports,
+    }
+    for name, words in result["skipped"].items():
+        print(f"SKIPPED: {name}: {words}", file=sys.stderr)
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({name: value for name, value in result.items() if name != "parts"}, indent=1))
+    return max(codes, default=1) or int(len(reports) < len(parts))
+
+
+def play_part(arguments: argparse.Namespace) -> int:
     folder = Path(tempfile.mkdtemp(prefix="studio-faults-"))
+    folder.chmod(0o755)
     report, began, ended_by = Report(), time.monotonic(), "plan"
-    with small_disk(folder / "data") as disk:
-        studio = Studio(folder)
+    with small_disk(folder / "data") as disk, database_server(arguments.database) as server:
+        studio = Studio(folder, server)
         studio.ledger.mkdir()
         studio.clock.write_text("0")
         os.environ.update(studio.environment())
         import django
 
+        usable = [fault for fault in FAULTS if arguments.only in fault.name and fault.database in ("", arguments.database)]
         if not disk:
             report.skipped["disk full"] = "a volume can be mounted by root alone"
+            usable = [fault for fault in usable if not fault.needs_disk]
+        rng = random.Random(arguments.seed)
+        share = tuple(map(int, arguments.share.split("/")))
+        rounds = list(one_of_each(rng, usable, share=share) if arguments.each else plan(rng, faults=arguments.faults, real=arguments.real, usable=usable))
         world = World(studio, report)
+
+        def save() -> None:
+            if arguments.output:
+                arguments.output.write_text(json.dumps(report.as_dict(seed=arguments.seed, began=began, ended_by=ended_by), indent=1) + "\n")
+
         try:
             django.setup()
             studio.ensure_ready()
-            world.prepare(real=bool(arguments.real))
-            rng = random.Random(arguments.seed)
-            for number, (fault, real) in enumerate(plan(rng, faults=arguments.faults, real=arguments.real, disk=disk, only=arguments.only), start=1):
+            world.prepare(real=any(real for _, real in rounds))
+            for number, (fault, real) in enumerate(rounds, start=1):
                 if time.monotonic() - began > 60 * arguments.minutes:
                     ended_by = "time"
                     break
-                started = time.monotonic()
-                try:
-                    play(world, fault, random.Random(rng.random()), real=real)
-                except Exception as error:
-                    # What the harness itself cannot explain counts too, and the next round is played.
-                    report.violation("lost", f"{fault.name}: {type(error).__name__}: {error}")
-                report.tried.setdefault(fault.name, []).append(time.monotonic() - started)
-                print(f"{number:4d} {fault.name}{' (tiny model)' if real else ''}: {time.monotonic() - started:.1f} s", flush=True)
-                if arguments.output:
-                    arguments.output.write_text(json.dumps(report.as_dict(seed=arguments.seed, began=began, ended_by=ended_by), indent=1) + "\n")
+                play_and_count(world, fault, random.Random(rng.random()), number=number, real=real)
+                save()
             studio.serve.terminate()
             studio.serve.wait(timeout=120)
             world.require_silence()
         finally:
             for process in studio.processes():
                 _send(process, signal.SIGKILL)
-    result = report.as_dict(seed=arguments.seed, began=began, ended_by=ended_by)
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+        save()
     if report.violations:
         print(f"the studio's output is kept in {folder}")
         return 1
     shutil.rmtree(folder, ignore_errors=True)
     return 0
+
+
+def play_and_count(world: World, fault: Fault, rng: random.Random, *, number: int, real: bool) -> None:
+    report, started = world.report, time.monotonic()
+    try:
+        play(world, fault, rng, real=real)
+    except Exception as error:
+        # What the harness itself cannot explain counts too, and the next round is played.
+        report.violation("lost", f"{fault.name}: {type(error).__name__}: {error}")
+        if world.upload:
+            world.upload.give_up = True
+    took_s = time.monotonic() - started
+    report.tried.setdefault(fault.name, []).append(took_s)
+    print(f"{number:4d} {POSTGRESQL if world.studio.server else SQLITE}: {fault.name}{' (tiny model)' if real else ''}: {took_s:.1f} s", flush=True)
+
+
+@contextlib.contextmanager
+def database_server(database: str) -> Iterator[postgres.Server | None]:
+    server = postgres.Server() if database == POSTGRESQL else None
+    try:
+        yield server
+    finally:
+        if server:
+            server.remove()
 
 
 def _free_port() -> int:

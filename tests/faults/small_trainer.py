@@ -15,6 +15,7 @@ import contextlib
 import errno
 import fcntl
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -60,6 +61,7 @@ def train(folder: Path, config: dict) -> int:
     control = _control()(folder)
     with control.listening(), EventWriter(folder, attempt=int(os.environ["JOB_ATTEMPT"])) as events:
         announcer = Announcer(events)
+        doing = "its start"
         try:
             for rubbish in (folder / "checkpoints").glob(".tmp-*"):
                 shutil.rmtree(rubbish)
@@ -71,12 +73,15 @@ def train(folder: Path, config: dict) -> int:
                 time.sleep(config["step_s"])
                 step += 1
                 weights = after(weights, step, seed=config["seed"])
-                print("step", step, "of", steps, flush=True)
+                doing = "a log line"
+                print("step", step, "of", steps, "." * config.get("chatter_bytes", 0), flush=True)
+                doing = "an event"
                 announcer.progress(step=step, max_steps=steps, loss=float(abs(weights).mean()))
                 stop = control.stop()
                 if stop == "now":
                     break
                 if step % config["checkpointing_steps"] == 0 or step == steps or stop:
+                    doing = "a checkpoint"
                     _save(folder, announcer, step, weights, reason="stopped" if stop else "interval")
                     saved = step
                 if stop:
@@ -91,7 +96,7 @@ def train(folder: Path, config: dict) -> int:
             return 3
         except OSError as error:
             code = "disk.full" if error.errno == errno.ENOSPC else "internal"
-            announcer.say(FAILED, code=code, detail=str(error))
+            announcer.say(FAILED, code=code, detail=f"{doing}: {error}")
             return 1
 
 
@@ -165,7 +170,10 @@ def _save(folder: Path, announcer, step: int, weights, *, reason: str) -> None:
     draft.mkdir()
     try:
         (draft / UNET_FILE).write_bytes(weights.astype(np.float32).tobytes())
-        np.save(draft / "resume.pt.npy", weights)
+        whole = io.BytesIO()
+        np.save(whole, weights)
+        # Not numpy's own file: of a full disk it tells without the system's number.
+        (draft / "resume.pt.npy").write_bytes(whole.getvalue())
         files = {path.name: sha256_of(path) for path in sorted(draft.iterdir())}
         facts = CheckpointFacts(step=step, method="full", weights="raw", base=".", base_sha256="", files=files, config={}, metrics={}, model={})
         (draft / CHECKPOINT_FILE).write_text(json.dumps(facts.as_dict()))
