@@ -6,8 +6,10 @@ import fcntl
 import json
 import logging
 import re
+import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import wraps
@@ -17,6 +19,7 @@ from typing import ParamSpec, TypeVar
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from tqdm import tqdm
 
 P, T = ParamSpec("P"), TypeVar("T")
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -39,6 +42,38 @@ def about_its_job(function: Callable[P, T]) -> Callable[P, T]:
             job_id.reset(token)
 
     return logged
+
+
+class ThroughBars(logging.StreamHandler):
+    """Writes a line above the progress bars of the terminal instead of into them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=self.stream)
+        except Exception:  # as every handler does: what is logged must not end what logs
+            self.handleError(record)
+
+
+@contextmanager
+def beside_bars() -> Iterator[None]:
+    """Within it a command owns the terminal: it says itself how it goes, so only warnings are logged there (all with LOG_LEVEL=DEBUG)."""
+    root = logging.getLogger()
+    before = root.handlers[:]
+    root.handlers = [_beside(handler, debugging=root.level <= logging.DEBUG) for handler in before]
+    try:
+        yield
+    finally:
+        root.handlers = before
+
+
+def _beside(handler: logging.Handler, *, debugging: bool) -> logging.Handler:
+    if getattr(handler, "stream", None) not in (sys.stderr, sys.stdout, sys.__stderr__, sys.__stdout__):
+        return handler
+    other = ThroughBars(handler.stream)
+    other.setFormatter(handler.formatter)
+    other.filters = handler.filters
+    other.setLevel(handler.level if debugging else max(handler.level, logging.WARNING))
+    return other
 
 
 class RequestId:

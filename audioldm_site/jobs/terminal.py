@@ -85,7 +85,8 @@ class Screen:
         elif event.type == WAITING:
             self._advance(data.get("stage", ""), data.get("done"), data.get("total"))
             if data.get("message") and data["message"] != self._message:
-                self.say(data["message"])
+                bare = data.get("stage") == "loading" and " " not in data["message"]
+                self.say(f"loading {data['message']}" if bare else data["message"])
             self._message = data.get("message")
         elif event.type == PROGRESS:
             self._advance("step", data["step"], data["max_steps"])

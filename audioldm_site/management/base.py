@@ -10,6 +10,7 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandParser
 
+from audioldm_site.logs import beside_bars
 from gpu.config import ConfigError
 from gpu.errors import Fault
 
@@ -38,7 +39,8 @@ class StudioCommand(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             _require_text(options)
-            result = self.run(**options)
+            with beside_bars():
+                result = self.run(**options)
         except ConfigError as error:
             for message in error.errors.values():
                 self.stderr.write(f"{error.code}: {message}")
