@@ -27,6 +27,8 @@ from datasets_app.archive import disk_faults
 from gpu.config import ConvertJob, ExportJob
 from gpu.errors import Fault
 from gpu.events import FAILED, FINISHED, STOPPED, Event
+from gpu.models import describe
+from gpu.originals.cards import how_to_open
 from gpu.originals.sizes import DTYPES, export_sizes
 from training_app import loras, services, sources, storage
 from training_app.models import Checkpoint, Conversion
@@ -183,7 +185,7 @@ class Choice(NamedTuple):
 
 TEXTS = {
     "ckpt": "One file in the layout of the original AudioLDM code, which loads it as its own.",
-    "diffusers": "The folder that diffusers opens with from_pretrained. A browser gets it as an uncompressed zip.",
+    "diffusers": "A folder in the layout of diffusers, which a browser gets as an uncompressed zip.",
     "safetensors": "All weights in one file of half the size, for passing on.",
     "lora": "Only what was trained, to lay on the same base model.",
 }
@@ -194,13 +196,15 @@ def export_choices(checkpoint: Checkpoint) -> list[Choice]:
     try:
         ref = storage.model_ref(checkpoint)
         sizes = {dtype: export_sizes(ref, dtype=dtype) for dtype in DTYPES}
+        opens = how_to_open(describe(storage.root_model(checkpoint).folder).pipeline_class)
     except Fault as fault:
         return [Choice(value, label, TEXTS[value], {}, fault.message) for value, label in Conversion.Format.choices]
+    texts = TEXTS | {"diffusers": f"{TEXTS['diffusers']} {opens}"}
     found = []
     for value, label in Conversion.Format.choices:
         told = {dtype: sizes[dtype][value] for dtype in OFFERED.get(value, DTYPES)}
         reasons = [size for size in told.values() if isinstance(size, str)]
-        found.append(Choice(value, label, TEXTS[value], {} if reasons else told, reasons[0] if reasons else ""))
+        found.append(Choice(value, label, texts[value], {} if reasons else told, reasons[0] if reasons else ""))
     return found
 
 

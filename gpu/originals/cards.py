@@ -11,6 +11,13 @@ from gpu.originals.layouts import LICENCE, LICENCE_NOTE
 CARD_FILE = "README.md"
 
 
+def how_to_open(pipeline_class: str) -> str:
+    """What opens a model folder, for its card and for whoever chooses an export."""
+    if pipeline_class == "AudioLDMT5Pipeline":
+        return "diffusers has no pipeline for this model, but each of its parts opens with the class in `model_index.json`; AudioLDM Studio opens it whole."
+    return f"Open it with `{pipeline_class}.from_pretrained(FOLDER)` of diffusers."
+
+
 def write_card(folder: Path, *, name: str, licence: str, paragraphs: Sequence[str]) -> None:
     (folder / CARD_FILE).write_text(card(name=name, licence=licence, paragraphs=paragraphs), encoding="utf-8")
 

@@ -30,7 +30,7 @@ from gpu.config import ExportJob
 from gpu.errors import Fault
 from gpu.lora import TARGET_MODULES
 from gpu.models import INDEX_FILE, LORA_FILE, STUDIO_FILE, UNET_FILE, CheckpointFacts, ModelFacts, describe, verify_checkpoint
-from gpu.originals.cards import CARD_FILE, card, write_card
+from gpu.originals.cards import CARD_FILE, card, how_to_open, write_card
 from gpu.originals.convert import FILES, link_or_copy
 from gpu.originals.layouts import EMA, LORA_PREFIXES, UNET, WHOLE_KEY, lora_half, recognise
 from gpu.originals.names import FLAT, ROWS, SAME, Link, ema_name, part_links, unet_links
@@ -313,10 +313,7 @@ def _write_about(source: _Source, target: Path) -> None:
     (target / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     studio = _studio(source)
     (target / STUDIO_FILE).write_text(json.dumps(studio, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    opens = [f"Open it with `{index['_class_name']}.from_pretrained(FOLDER)` of diffusers."]
-    if index["_class_name"] == "AudioLDMT5Pipeline":
-        opens = ["diffusers has no pipeline for this model, but each of its parts opens with the class in `model_index.json`; AudioLDM Studio opens it whole."]
-    write_card(target, name=source.name, licence=source.licence, paragraphs=[*source.story(), *opens])
+    write_card(target, name=source.name, licence=source.licence, paragraphs=[*source.story(), how_to_open(index["_class_name"])])
 
 
 def _studio(source: _Source) -> dict[str, Any]:

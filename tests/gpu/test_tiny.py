@@ -1,16 +1,21 @@
 """The tiny model that the other tests stand on."""
 
+import json
 import time
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
 from diffusers import AudioLDM2Pipeline
 from transformers import GPT2LMHeadModel
 
 from gpu.mel import MelConfig
-from gpu.tiny import write_tiny_audioldm2
+from gpu.models import describe
+from gpu.originals.cards import how_to_open
+from gpu.tiny import write_tiny, write_tiny_audioldm2
 
 UNUSUAL = {"sample_rate_hz": 22_050, "n_mels": 80, "hop_length": 256, "vae_levels": 4, "prediction_type": "v_prediction"}
 
@@ -86,3 +91,19 @@ def test_rate_bins_hop_factor_and_prediction_type_can_be_others(tmp_path):
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
     audio = sound(pipeline)[0]
     assert audio.shape == (22_050,) and audio.std() > 0.01
+
+
+@pytest.mark.parametrize("variant", ["audioldm2", "audioldm", "audioldm_t5"])
+def test_what_a_model_card_says_about_diffusers_is_true(variant, tmp_path):
+    folder = write_tiny(tmp_path / variant, variant)
+    said = how_to_open(describe(folder).pipeline_class)
+    if variant == "audioldm_t5":
+        assert said.startswith("diffusers has no pipeline for this model, but each of its parts opens")
+        with pytest.raises(AttributeError, match="has no attribute AudioLDMT5Pipeline"):
+            diffusers.DiffusionPipeline.from_pretrained(folder)
+        index = json.loads((folder / "model_index.json").read_text())
+        libraries = {"diffusers": diffusers, "transformers": transformers}
+        for part, (library, name) in ((part, value) for part, value in index.items() if isinstance(value, list)):
+            assert getattr(libraries[library], name).from_pretrained(folder / part) is not None
+    else:
+        assert said.startswith(f"Open it with `{type(diffusers.DiffusionPipeline.from_pretrained(folder)).__name__}.from_pretrained(")
