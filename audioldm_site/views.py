@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render
+from django.shortcuts import redirect, render
+from django.templatetags.static import static
 from django.views.decorators.http import require_safe
 
 from audioldm_site import machine
@@ -15,6 +17,13 @@ from training_app import selectors as training
 from training_app.models import Checkpoint, TrainingRun
 
 RUNS_ON_HOME = 10
+
+
+@require_safe
+@login_not_required
+def favicon(request: HttpRequest) -> HttpResponse:
+    """For browsers that ask here instead of reading the page, as they do for answers that are no page."""
+    return redirect(static("audioldm_site/icon.svg"))
 
 
 @require_safe

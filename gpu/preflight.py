@@ -199,7 +199,11 @@ def estimate(
         *_disk_findings(disk, machine),
         *_model_findings(facts, config, machine, clip_rates_hz),
     ]
-    suggestion = smaller(facts, size, config, machine) if verdict != FITS else {}
+    suggestion: dict[str, Any] = {}
+    if verdict != FITS or any(finding.about == "disk" for finding in found):
+        suggestion = smaller(facts, size, config, machine, clip_seconds=clip_seconds)
+    if any(finding.about == "precision" for finding in found):
+        suggestion["mixed_precision"] = "auto"
     return Estimate(
         memory=memory, memory_bytes=needed, memory_basis=basis, uncertainty=uncertainty, disk=disk,
         step_s=step_s, total_s=None if step_s is None else step_s * config.max_train_steps,
@@ -325,21 +329,25 @@ def _rows(measured: Mapping[str, Any]) -> list[Measured]:
     ]  # fmt: skip
 
 
-def smaller(facts: ModelFacts, size: ModelSize, config: FinetuneConfig, machine: Machine) -> dict[str, Any]:
-    """The first change that makes the run fit, in the order of what is given up; {} where none does."""
+def smaller(facts: ModelFacts, size: ModelSize, config: FinetuneConfig, machine: Machine, *, clip_seconds: Iterable[float] = ()) -> dict[str, Any]:
+    """The first change with which memory and disk suffice, in the order of what is given up; {} where none does."""
     sounds = config.train_batch_size * config.gradient_accumulation_steps
     one = {"train_batch_size": 1, "gradient_accumulation_steps": min(1024, sounds)} if config.train_batch_size > 1 else {}
     recomputed = {} if config.gradient_checkpointing else {"gradient_checkpointing": True}
     without_ema = {"use_ema": False} if config.use_ema else {}
     lora = {} if config.method == "lora" else {"method": "lora"}
+    keep_one = {"checkpoints_total_limit": 1} if config.checkpoints_total_limit > 1 else {}
     shorter = [{"audio_length_in_s": seconds} for seconds in (5.12, 2.56) if seconds < config.audio_length_in_s]
-    steps = [recomputed, one, {**one, **recomputed}, {**one, **recomputed, **without_ema}, {**one, **lora}, {**one, **recomputed, **lora}]
+    steps: list[dict[str, Any]] = [{}, recomputed, one, {**one, **recomputed}, {**one, **recomputed, **without_ema}, {**one, **lora}, {**one, **recomputed, **lora}]
     steps += [{**one, **recomputed, **without_ema, **lora, **duration} for duration in shorter]
-    for values in filter(None, steps):
-        parts = memory_parts(facts, size, replace(config, **values), machine.device)
-        uncertainty = GPU_UNCERTAINTY if machine.device == "cuda" else UNCERTAINTY[COUNTED]
-        if _verdict(sum(parts.values()), uncertainty, machine) == FITS:
-            return values
+    clip_seconds = list(clip_seconds)
+    memory_fits = _memory_fits(facts, size, config, machine)
+    for values in steps:
+        # Where memory is what is short, only what saves memory leads on.
+        for kept in ({}, keep_one) if values else ({}, keep_one, {**keep_one, **without_ema}, {**keep_one, **lora}) if memory_fits else ():
+            changed = replace(config, **values, **{name: value for name, value in kept.items() if name not in values})
+            if changed != config and _suffices(facts, size, changed, machine, clip_seconds):
+                return {**values, **kept}
     return {}
 
 
@@ -391,6 +399,16 @@ def _of_published(name: str, raw: Mapping[str, Any]) -> tuple[ModelFacts, ModelS
 def _cost(facts: ModelFacts, size: ModelSize, duration_s: float) -> UNetCost:
     high, wide = latent_size(facts, size, duration_s)
     return unet_cost(size.unet, height=high, width=wide)
+
+
+def _suffices(facts: ModelFacts, size: ModelSize, config: FinetuneConfig, machine: Machine, clip_seconds: list[float]) -> bool:
+    return _memory_fits(facts, size, config, machine) and not _disk_findings(disk_parts(facts, size, config, clip_seconds), machine)
+
+
+def _memory_fits(facts: ModelFacts, size: ModelSize, config: FinetuneConfig, machine: Machine) -> bool:
+    needed = sum(memory_parts(facts, size, config, machine.device).values())
+    uncertainty = GPU_UNCERTAINTY if machine.device == "cuda" else UNCERTAINTY[COUNTED]
+    return _verdict(needed, uncertainty, machine) == FITS
 
 
 def _verdict(needed: int, uncertainty: float, machine: Machine) -> str:

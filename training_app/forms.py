@@ -35,12 +35,14 @@ class RunForm(ConfigForm):
         Dataset.objects.none(),
         label="Dataset",
         empty_label="Choose a dataset",
+        error_messages={"required": "Choose the dataset to train on."},
         help_text="Its clips and captions are frozen when the run is made.",
     )
     checkpoint = forms.ModelChoiceField(
         Checkpoint.objects.none(),
         label="Start from",
         empty_label="Choose a checkpoint",
+        error_messages={"required": "Choose the checkpoint to start from."},
         help_text="A base model, or a checkpoint of an earlier run.",
     )
     name = forms.CharField(label="Name", max_length=120, required=False, help_text="Empty: named after the dataset and the checkpoint.")

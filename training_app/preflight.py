@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -85,6 +86,7 @@ def shown(found: Estimate | None, *, forced: bool = False) -> dict[str, Any]:
     return {
         "estimate": found,
         "suggestion": in_words(found.suggestion),
+        "suggested": json.dumps(found.suggestion),
         "can_force": bool(found.stops) and all(finding.can_force for finding in found.stops),
         "forced": forced,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -24,6 +25,7 @@ CHART_POINTS = 1_500
 LOG_EVENTS = 200
 LOG_TAIL_BYTES = 16_000
 EVENT_BATCH = 500
+MAX_GENERATIONS, MAX_CHILDREN = 20, 12
 SERIES = ("step", "loss", "loss_smooth", "learning_rate", "grad_norm", "clips_per_second")
 LAYOUT_WORDS = {
     "A": "an original AudioLDM checkpoint",
@@ -43,6 +45,15 @@ RUN_ORDERS = {
     "step": ("global_step", "-created_at"),
     "-step": ("-global_step", "-created_at"),
 }
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """One link of a chain: a checkpoint, or a run; `linked` where the reader may see it."""
+
+    checkpoint: Checkpoint | None = None
+    run: TrainingRun | None = None
+    linked: bool = False
 
 
 def run_page(
@@ -191,7 +202,7 @@ def checkpoint_page(
 
 def visible_checkpoint(user, pk: uuid.UUID) -> Checkpoint:
     """Raises Http404 for a stranger's checkpoint."""
-    return get_object_or_404(Checkpoint.objects.visible_to(user).select_related("run__dataset", "base", "owner"), pk=pk)
+    return get_object_or_404(Checkpoint.objects.visible_to(user).select_related("run__dataset", "run__base_checkpoint", "run__resume_from", "base", "owner"), pk=pk)
 
 
 def playable_checkpoints(user) -> QuerySet[Checkpoint]:
@@ -217,6 +228,31 @@ def descendants(user, checkpoint: Checkpoint) -> list[TrainingRun]:
     return list(
         TrainingRun.objects.visible_to(user).filter(Q(base_checkpoint=checkpoint) | Q(resume_from=checkpoint)).order_by("-created_at")[:20]
     )
+
+
+def ancestors(user, checkpoint: Checkpoint) -> list[Ancestor]:
+    """What a checkpoint was made from, the oldest first: models, and the run after each with its dataset. Of a stranger's only the name."""
+    chain: list[Ancestor] = []
+    row: Checkpoint | None = checkpoint
+    for _ in range(MAX_GENERATIONS):
+        run = row.run
+        parent = (run.resume_from or run.base_checkpoint if run else None) or row.base
+        if run:
+            chain.append(Ancestor(run=run))
+        if parent is None or parent.pk == row.pk:
+            break
+        chain.append(Ancestor(checkpoint=parent))
+        row = Checkpoint.objects.select_related("base", "run__dataset", "run__base_checkpoint", "run__resume_from").get(pk=parent.pk)
+    models = set(Checkpoint.objects.visible_to(user).filter(pk__in=[item.checkpoint.pk for item in chain if item.checkpoint]).values_list("pk", flat=True))
+    runs = set(TrainingRun.objects.visible_to(user).filter(pk__in=[item.run.pk for item in chain if item.run]).values_list("pk", flat=True))
+    return [replace(item, linked=(item.checkpoint or item.run).pk in models | runs) for item in reversed(chain)]
+
+
+def children(user, checkpoint: Checkpoint) -> list[Checkpoint]:
+    """Visible checkpoints that were made from this one directly, the newest first."""
+    rows = Checkpoint.objects.visible_to(user).filter(retired=False)
+    trained = Q(run__resume_from=checkpoint) | Q(run__resume_from=None, run__base_checkpoint=checkpoint)
+    return list(rows.filter(trained | Q(run=None, base=checkpoint)).order_by("-created_at")[: MAX_CHILDREN + 1])
 
 
 def _thinned(events: QuerySet[TrainingEvent]) -> list[TrainingEvent]:
@@ -298,7 +334,8 @@ def facts_in_words(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ("UNet", f"{unet / 1e6:.1f} million weights" if unet else ""),
         ("attention heads", ", ".join(map(str, heads)) if heads else ""),
         ("predicts", facts.get("prediction_type") or ""),
-        ("ranks candidates", "yes, by CLAP" if facts.get("ranks_by_clap") else "no: it has no CLAP that hears"),
+        # What makes no sounds has none to rank.
+        ("ranks candidates", ("yes, by CLAP" if facts.get("ranks_by_clap") else "no: it has no CLAP that hears") if checkpoint.can_generate else ""),
         ("came from", LAYOUT_WORDS.get(original.get("layout"), original.get("layout") or "")),
         ("file", original.get("source_name") or ""),
         ("weights", weights),

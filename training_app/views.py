@@ -67,7 +67,7 @@ def new(request: HttpRequest) -> HttpResponse:
                 return redirect("training:run", run.pk)
             fit = _fit(request, form)
         else:
-            fit = {"unchecked": "Mend the values that are marked, then check again."}
+            fit = {"unchecked": _to_mend(form)}
     else:
         form = RunForm(user=request.user, initial=_initial(request))
     preset = request.GET.get("preset", "")
@@ -255,6 +255,8 @@ def checkpoint(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
     context = {
         "checkpoint": found,
         "runs": selectors.descendants(request.user, found),
+        "ancestors": selectors.ancestors(request.user, found),
+        "children": selectors.children(request.user, found),
         "recommended": storage.recommended(found),
         "is_run": found.format == Checkpoint.Format.RUN,
         "facts": selectors.facts_in_words(found),
@@ -341,7 +343,16 @@ def _fit(request: HttpRequest, form: RunForm) -> dict[str, Any]:
     chosen = form.cleaned_data
     config = FinetuneConfig.parse(form.values())
     found = preflight.check(dataset=chosen["dataset"], checkpoint=chosen["checkpoint"], config=config)
+    for finding in found.stops if found else []:
+        if finding.about == "precision":
+            form.add_error("mixed_precision", finding.message)
     return preflight.shown(found, forced="force" in request.POST)
+
+
+def _to_mend(form: RunForm) -> str:
+    """Which values keep the estimate from being made."""
+    labels = [form.fields[name].label for name in form.errors if name in form.fields]
+    return f"Nothing was counted yet: mend what is marked ({', '.join(labels)}), then check again." if labels else "Mend what is marked, then check again."
 
 
 def _initial(request: HttpRequest) -> dict[str, Any]:

@@ -147,6 +147,23 @@ def test_what_does_not_fit_is_offered_something_that_does(audioldm2):
     assert needs(audioldm2, replace(config, **found.suggestion), machine).verdict == FITS
 
 
+def test_a_disk_that_is_too_small_is_offered_fewer_checkpoints_or_smaller_ones(audioldm2):
+    config = replace(FULL, checkpoints_total_limit=5)
+    one = needs(audioldm2, replace(config, checkpoints_total_limit=1)).disk_bytes
+    found = needs(audioldm2, config, replace(BIG, disk_free_bytes=one + preflight.DISK_MARGIN_BYTES))
+    assert found.suggestion == {"checkpoints_total_limit": 1}
+    tiny_disk = replace(BIG, disk_free_bytes=2 * GB)
+    found = needs(audioldm2, config, tiny_disk)
+    assert found.suggestion["method"] == "lora"
+    assert not needs(audioldm2, replace(config, **found.suggestion), tiny_disk).stops
+
+
+def test_half_precision_on_a_processor_is_offered_what_works(audioldm2):
+    found = needs(audioldm2, replace(FULL, mixed_precision="fp16"))
+    assert found.suggestion == {"mixed_precision": "auto"}
+    assert not needs(audioldm2, replace(FULL, **found.suggestion)).stops
+
+
 def test_nothing_is_offered_where_nothing_fits(audioldm2):
     assert needs(audioldm2, FULL, replace(BIG, memory_bytes=GB, free_bytes=GB)).suggestion == {}
 

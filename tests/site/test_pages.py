@@ -709,6 +709,42 @@ def test_a_checkpoints_page_tells_its_lineage(alice_client, alice, alices_run, b
         assert words in page
 
 
+def test_a_lineage_goes_on_through_runs_up_and_down(alice_client, alice, alices_run, base_checkpoint):
+    first = Checkpoint.objects.create(owner=alice, name="first step", family="audioldm2", format="run", origin="run", run=alices_run, base=base_checkpoint, path="a")
+    second_run = make_run(alice, first, name="second round")
+    second = Checkpoint.objects.create(owner=alice, name="second step", family="audioldm2", format="run", origin="run", run=second_run, base=first, path="b")
+
+    page = alice_client.get(reverse("checkpoints:checkpoint", args=[second.pk])).content.decode().split('id="lineage"')[1]
+    places = [page.index(reverse(view, args=[row.pk])) for view, row in [
+        ("checkpoints:checkpoint", base_checkpoint), ("training:run", alices_run), ("checkpoints:checkpoint", first), ("training:run", second_run),
+    ]]  # fmt: skip
+    assert places == sorted(places)
+
+    above = alice_client.get(reverse("checkpoints:checkpoint", args=[first.pk])).content.decode()
+    assert reverse("checkpoints:checkpoint", args=[second.pk]) in above.split("Made from it")[1]
+
+
+def test_a_model_that_came_from_nothing_has_no_lineage(alice_client, base_checkpoint):
+    assert "Lineage" not in alice_client.get(reverse("checkpoints:checkpoint", args=[base_checkpoint.pk])).content.decode()
+
+
+def test_a_strangers_run_in_a_lineage_keeps_its_name(charlie, charlie_client, alices_run, base_checkpoint):
+    first = Checkpoint.objects.create(owner=alices_run.owner, name="secret step", family="audioldm2", format="run", origin="run", run=alices_run, base=base_checkpoint, path="a")
+    mine = make_run(charlie, first, name="mine")
+    row = Checkpoint.objects.create(owner=charlie, name="my step", family="audioldm2", format="run", origin="run", run=mine, base=first, path="b")
+    page = charlie_client.get(reverse("checkpoints:checkpoint", args=[row.pk])).content.decode()
+    assert "not shared with you" in page
+    assert "secret step" not in page
+    assert alices_run.name not in page
+
+
+def test_one_icon_serves_every_page_the_administration_and_whoever_asks_for_favicon_ico(client, root):
+    answer = client.get("/favicon.ico")
+    assert (answer.status_code, answer.url.endswith("icon.svg")) == (302, True)
+    client.force_login(root)
+    assert 'rel="icon"' in client.get(reverse("admin:index")).content.decode()
+
+
 def test_a_scan_says_what_it_found(alice_client, settings):
     (settings.DATA_DIR / "incoming" / "checkpoints" / "readme").mkdir()
 

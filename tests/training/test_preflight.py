@@ -40,6 +40,24 @@ def test_a_check_of_wrong_values_says_to_mend_them_first(alice_client, dataset, 
     assert "then check again" in answer.content.decode()
 
 
+def test_a_check_without_a_dataset_says_so_at_the_field(alice_client, dataset, checkpoint):
+    answer = alice_client.post(reverse("training:new"), form_values(dataset, checkpoint, check="1") | {"dataset": ""})
+    page = answer.content.decode()
+    assert answer.status_code == 422
+    assert "mend what is marked (Dataset), then check again" in page
+    assert "Choose the dataset to train on." in page.split('data-field="dataset"')[1].split("data-field=")[0]
+
+
+def test_a_precision_that_needs_a_gpu_is_marked_at_its_field(alice_client, dataset, checkpoint, monkeypatch):
+    monkeypatch.setattr(preflight.hardware, "gpus", list)
+    answer = alice_client.post(reverse("training:new"), form_values(dataset, checkpoint, mixed_precision="fp16", check="1"))
+    page = answer.content.decode()
+    assert answer.status_code == 422
+    assert "mixed_precision (fp16) needs a GPU" in page.split('data-field="mixed_precision"')[1].split("data-field=")[0]
+    assert 'data-suggestion="{&quot;mixed_precision&quot;: &quot;auto&quot;}"' in page
+    assert 'name="force"' not in page
+
+
 def test_a_run_that_cannot_fit_is_refused_and_shown_with_the_box_that_overrules(alice_client, dataset, checkpoint):
     answer = alice_client.post(reverse("training:new"), form_values(dataset, checkpoint, **HUGE))
     page = answer.content.decode()

@@ -25,6 +25,7 @@ function attach(form) {
     }
     warn();
     showCommand();
+    form.dispatchEvent(new CustomEvent("valueschange"));
   }
 
   /** @returns {Record<string, any>} */
@@ -96,6 +97,12 @@ function attach(form) {
     }
     warn();
     showCommand();
+  });
+
+  form.addEventListener("fillvalues", (event) => {
+    const chosen = /** @type {CustomEvent} */ (event).detail;
+    fill(chosen);
+    for (const name of Object.keys(chosen)) touched.add(name);
   });
 
   // Ctrl+Enter in a text sends the form, as in any prompt box.
