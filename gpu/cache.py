@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +73,17 @@ def key_of(**parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def model_digest(folder: Path, *, memo: Path | None = None) -> str:
-    """`folder_digest`, computed again only after a file's name, size or modification time has changed.
+def model_digest(folder: Path, *, memo: Path | None = None, digest_of: Callable[[Path], str] = folder_digest) -> str:
+    """A folder's digest, computed again only after a file's name, size or modification time has changed.
 
     Args:
+        digest_of: what is computed: `gpu.manifest.folder_digest`, or `gpu.originals.contents.weights_digest`.
         memo: folder where digests are remembered between processes, or None.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     stamp = key_of(
         folder=str(folder.resolve()),
+        **({} if digest_of is folder_digest else {"digest_of": digest_of.__name__}),
         files=[(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files],
     )
     if stamp in _digests:
@@ -92,7 +94,7 @@ def model_digest(folder: Path, *, memo: Path | None = None) -> str:
         if checksum == key_of(stamp=stamp, digest=digest):
             _digests[stamp] = digest
             return digest
-    digest = _digests[stamp] = folder_digest(folder)
+    digest = _digests[stamp] = digest_of(folder)
     if note:
         with contextlib.suppress(OSError):  # a memo that cannot be kept costs time only
             note.parent.mkdir(parents=True, exist_ok=True)

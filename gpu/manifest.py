@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from gpu.errors import Fault
 
@@ -78,9 +78,28 @@ def folder_digest(folder: Path, *, on_file: Callable[[Path], None] | None = None
     Args:
         on_file: told about each file that was read.
     """
-    total = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        total.update(f"{path.relative_to(folder).as_posix()}\0{sha256_of(path)}\n".encode())
+    return digest_of(file_digests(folder, on_file=on_file))
+
+
+def file_digests(folder: Path, *, files: Iterable[Path] | None = None, on_file: Callable[[Path], None] | None = None) -> dict[str, str]:
+    """SHA-256 of the files in a folder, by relative name.
+
+    Args:
+        files: relative to the folder; None for all.
+        on_file: told about each file that was read.
+    """
+    paths = [path for path in folder.rglob("*") if path.is_file()] if files is None else [folder / name for name in files]
+    found = {}
+    for path in sorted(paths):
+        found[path.relative_to(folder).as_posix()] = sha256_of(path)
         if on_file:
             on_file(path)
+    return found
+
+
+def digest_of(hashes: Mapping[str, str]) -> str:
+    """SHA-256 over files' names and their own hashes, in the order of paths."""
+    total = hashlib.sha256()
+    for name in sorted(hashes, key=PurePosixPath):
+        total.update(f"{name}\0{hashes[name]}\n".encode())
     return total.hexdigest()

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpu.classes import require_known_classes
 from gpu.errors import Fault
 from gpu.manifest import sha256_of
 
@@ -144,10 +145,12 @@ def describe(folder: Path) -> ModelFacts:
     Raises:
         Fault: `checkpoint.unrecognised`, it is no model of a family that we know; `checkpoint.incomplete`, one of its parts or
             weights is missing or cut short; `checkpoint.pickled`, its weights are not safetensors;
-            `checkpoint.malformed`, its configurations promise what cannot be.
+            `checkpoint.malformed`, its configurations promise what cannot be. A class from elsewhere, in its index or in a
+            configuration, is `checkpoint.unrecognised` too.
     """
     folder = Path(folder)
-    index = _model_index(folder)
+    index = read_index(folder)
+    require_known_classes(folder, index)
     pipeline_class = index["_class_name"]
     family = FAMILIES[pipeline_class]
     speaks = _class_of(index, "text_encoder_2") == "VitsModel"
@@ -325,7 +328,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _model_index(folder: Path) -> dict[str, Any]:
+def read_index(folder: Path) -> dict[str, Any]:
+    """The `model_index.json` of a whole model.
+
+    Raises:
+        Fault: `checkpoint.unrecognised`, `checkpoint.incomplete`.
+    """
     expected = f"expected a folder with {INDEX_FILE} of {' or '.join(FAMILIES)}"
     if not folder.is_dir():
         raise Fault("checkpoint.unrecognised", f"{folder} is not a folder; {expected}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,6 +62,7 @@ from gpu.models import (
     verify_checkpoint,
     weight_files,
 )
+from gpu.originals.contents import kept_files
 
 UNETS = {"UNet2DConditionModel": UNet2DConditionModel, "AudioLDM2UNet2DConditionModel": AudioLDM2UNet2DConditionModel}
 SHARED_CLASSES = {
@@ -332,18 +334,20 @@ def _open_part(folder: Path, name: str, family: str, dtype: torch.dtype) -> Any:
     try:
         kind = _class_for(folder, name, family)
         if not issubclass(kind, nn.Module):
-            return kind.from_pretrained(folder / name, local_files_only=True)
+            with _own_files(folder, name) as own:
+                return kind.from_pretrained(own, local_files_only=True)
         only_half = all(HALF.search(file.name) for file in weight_files(folder / name))
-        part, loading = kind.from_pretrained(
-            folder / name,
-            # Without it transformers takes the file's own dtype and diffusers fp32, and the two halves do not fit together.
-            dtype=dtype,
-            variant="fp16" if only_half else None,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
+        with _own_files(folder, name) as own:
+            part, loading = kind.from_pretrained(
+                own,
+                # Without it transformers takes the file's own dtype and diffusers fp32, and the two halves do not fit together.
+                dtype=dtype,
+                variant="fp16" if only_half else None,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError) as error:
         if fault_of(error).code != "internal":
             raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -353,6 +357,21 @@ def _open_part(folder: Path, name: str, family: str, dtype: torch.dtype) -> Any:
     if absent:
         raise Fault("checkpoint.incomplete", f"{folder.name}: {name} lacks {len(absent)} of its weights, for example {absent[0]}")
     return part
+
+
+@contextmanager
+def _own_files(folder: Path, name: str) -> Iterator[Path]:
+    """A folder with links to those files of a part that belong to the model.
+
+    The libraries look for more: beside an `adapter_config.json` transformers opens an adapter, and the model that its text names.
+    """
+    with tempfile.TemporaryDirectory(prefix="part-") as place:
+        own = Path(place) / name
+        own.mkdir()
+        for path in kept_files(folder):
+            if path.parent.name == name:
+                (own / path.name).symlink_to((folder / path).resolve())
+        yield own
 
 
 def _class_for(folder: Path, name: str, family: str) -> Any:

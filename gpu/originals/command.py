@@ -27,6 +27,8 @@ from gpu.errors import Fault
 from gpu.events import FAILED, FINISHED, STARTED, STOPPED, EventWriter, read_events
 from gpu.finetune.control import Control
 from gpu.manifest import folder_digest, sha256_of
+from gpu.models import INDEX_FILE
+from gpu.originals.contents import digests
 
 FORMATS = ("ckpt", "diffusers", "safetensors", "lora")
 STOPPED_CODE, FAILED_CODE, WRONG_ARGUMENTS = 3, 1, 2
@@ -119,7 +121,11 @@ def work(job: ConvertJob | ExportJob, report: Callable[[str, int, int], None]) -
     report("hashing", 0, 0)
     if path.is_dir():
         size = sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
-        return {"path": str(path), "size_bytes": size, "sha256": folder_digest(path), "facts": facts}
+        if not (path / INDEX_FILE).is_file():  # a LoRA's
+            return {"path": str(path), "size_bytes": size, "sha256": folder_digest(path), "facts": facts}
+        found = digests(path)
+        told = {"sha256": found.whole, "content_sha256": found.content, "weights_sha256": found.weights}
+        return {"path": str(path), "size_bytes": size, **told, "facts": facts}
     return {"path": str(path), "size_bytes": path.stat().st_size, "sha256": sha256_of(path), "facts": facts}
 
 

@@ -24,15 +24,17 @@ from diffusers import DDIMScheduler
 from transformers import ClapFeatureExtractor
 
 from gpu.architectures import CLAP_FEATURES
+from gpu.classes import require_known_classes
 from gpu.config import ConvertJob
 from gpu.errors import Fault
-from gpu.models import CHECKPOINT_FILE, INDEX_FILE, PICKLES, STUDIO_FILE, ModelFacts, describe
+from gpu.models import CHECKPOINT_FILE, INDEX_FILE, STUDIO_FILE, ModelFacts, describe
 from gpu.originals import hub
 from gpu.originals.cards import CARD_FILE, write_card
+from gpu.originals.contents import SIDE_FILE, is_part_weights, kept_files, kept_names
+from gpu.originals.finite import require_finite, watched
 from gpu.originals.layouts import EMA, LICENCE, T5_INNER, UNET, WHOLE_KEY, OriginalFacts, WholeFacts, describe_tensors
 from gpu.originals.names import FLAT, ROWS, SAME, THIRDS, Link, part_links, twins
 from gpu.originals.parts import PIPELINES, UNLISTED, Part, build_parts
-from gpu.originals.sizes import SIDE_FILE, is_spare_half
 from gpu.originals.tensors import Entry, TensorFile, open_tensors
 from gpu.originals.vocabularies import find_tokenizer
 from gpu.originals.writing import Planned, appearing, require_space, size_of, write_safetensors
@@ -166,6 +168,8 @@ class _Conversion:
             "same": json.dumps(dict(same), ensure_ascii=False, separators=(",", ":")),
             "licence": self.job.licence or LICENCE,
         }
+        if self.file.stored:
+            metadata["stored"] = json.dumps(self.file.stored, ensure_ascii=False, separators=(",", ":"))
         tensors = [Planned(name, self.file.names[name], lambda name=name: self.file.chunks(name)) for name in names]
         write_safetensors(path, tensors, metadata=metadata, on_bytes=progress)
 
@@ -339,15 +343,8 @@ def _entry_of(file: TensorFile, link: Link) -> Entry:
 
 def _piece(file: TensorFile, link: Link, index: int) -> Callable[[], Iterable[bytes | memoryview]]:
     """One target's values. Raises Fault `checkpoint.not_finite` when their turn comes and they are no numbers, as of a run that diverged."""
-
-    def values() -> Iterator[bytes | memoryview]:
-        dtype = file.names[link.original].dtype
-        for piece in _bytes_of(file, link, index):
-            if not _is_finite(piece, dtype):
-                raise Fault("checkpoint.not_finite", f"{file.path.name}: {link.original} holds values that are infinite or no numbers")
-            yield piece
-
-    return values
+    entry = _entry_of(file, link)
+    return lambda: watched(_bytes_of(file, link, index), source=file.path.name, name=link.original, entry=entry)
 
 
 def _bytes_of(file: TensorFile, link: Link, index: int) -> Iterator[bytes | memoryview]:
@@ -358,13 +355,6 @@ def _bytes_of(file: TensorFile, link: Link, index: int) -> Iterator[bytes | memo
     rows = len(whole) // 3
     part = whole[index] if link.how == ROWS else whole[index * rows : (index + 1) * rows]
     yield memoryview(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
-
-
-def _is_finite(piece: bytes | memoryview, dtype: str) -> bool:
-    if dtype == "BF16":
-        return not bool(((np.frombuffer(piece, "<u2") & 0x7F80) == 0x7F80).any())
-    kind = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}.get(dtype)
-    return kind is None or bool(np.isfinite(np.frombuffer(piece, kind)).all())
 
 
 def _made_here(part: Part) -> list[Planned]:
@@ -409,16 +399,24 @@ def _unpack(job: ConvertJob, file: TensorFile, lineage: Mapping[str, str], repor
             path.write_bytes(file.array(name).tobytes())
             progress(file.names[name].size_bytes)
         index = _read_json(target / INDEX_FILE)
-        _require_known_libraries(index, file.path.name)
+        require_known_classes(target, index, name=file.path.name)
+        for name in {path.relative_to(target) for path in target.rglob("*") if path.is_file()} - set(kept_files(target)):
+            (target / name).unlink()
         for part, names in parts.items():
             library = index.get(part, ["transformers"])[0]
             path = target / part / ("diffusion_pytorch_model.safetensors" if library == "diffusers" else "model.safetensors")
+            if not kept_names([f"{part}/{path.name}"], index):
+                continue
             path.parent.mkdir(exist_ok=True)
-            tensors = [Planned(name.partition(".")[2], file.names[name], lambda name=name: file.chunks(name)) for name in names]
+            tensors = [Planned(name.partition(".")[2], file.names[name], lambda name=name: _watched(file, name)) for name in names]
             write_safetensors(path, tensors, metadata={"format": "pt"}, on_bytes=progress)
         _note(target, job, {**json.loads(file.extras[WHOLE_KEY]).get("studio", {})}, {**lineage, "source_sha256": digest})
         describe(target)
         file.require_unchanged()
+
+
+def _watched(file: TensorFile, name: str) -> Iterator[bytes | memoryview]:
+    return watched(file.chunks(name), source=file.path.name, name=name, entry=file.names[name])
 
 
 def _adopt(job: ConvertJob, source: Path, lineage: Mapping[str, str], report: Report) -> None:
@@ -426,28 +424,18 @@ def _adopt(job: ConvertJob, source: Path, lineage: Mapping[str, str], report: Re
     if (source / CHECKPOINT_FILE).is_file():
         raise Fault("checkpoint.not_whole", f"{source.name} is a run's checkpoint, which lies on top of a whole model: export it instead")
     describe(source)
-    index = _read_json(source / INDEX_FILE)
-    _require_known_libraries(index, source.name)
-    wanted = []
-    for path in sorted(source.rglob("*")):
-        relative = path.relative_to(source)
-        if len(relative.parts) > 2 or any(part.startswith(".") for part in relative.parts) or path.is_dir():
-            continue
-        if path.suffix in (*PICKLES, ".py", ".msgpack", ".h5", ".onnx"):
-            continue
-        if is_spare_half(path):
-            continue
-        if path.is_symlink() and "hub" not in job.source[:4]:
-            raise Fault("checkpoint.link", f"{relative} is a link")
-        if not path.is_file():
-            raise Fault("checkpoint.unrecognised", f"{relative} is no ordinary file")  # a pipe would be waited for without end
-        wanted.append(relative)
+    wanted = kept_files(source)
+    for name in wanted:
+        if (source / name).is_symlink() and not job.source.startswith(hub.PREFIX):
+            raise Fault("checkpoint.link", f"{name} is a link")
     total = sum((source / name).stat().st_size for name in wanted)
     with appearing(Path(job.destination), size_bytes=total) as target:
         progress = _Progress(report, "copying", total)
         for name in wanted:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             link_or_copy((source / name).resolve(), target / name, progress, link=name.suffix == ".safetensors")
+        weights = [target / name for name in wanted if is_part_weights(name)]
+        require_finite(weights, on_bytes=_Progress(report, "checking", sum(path.stat().st_size for path in weights)))
         studio = _read_json(target / STUDIO_FILE) if (target / STUDIO_FILE).is_file() else {}
         (target / STUDIO_FILE).unlink(missing_ok=True)
         _note(target, job, studio, lineage)
@@ -481,14 +469,6 @@ def _note(target: Path, job: ConvertJob, studio: dict[str, Any], lineage: Mappin
     _write_json(target / STUDIO_FILE, studio)
     if not (target / CARD_FILE).is_file():
         write_card(target, name=studio["name"], licence=licence, paragraphs=[f"Brought in from `{lineage['source_name']}`."])
-
-
-def _require_known_libraries(index: Mapping[str, Any], name: str) -> None:
-    """Raises Fault `checkpoint.unrecognised` when a part is of a class from elsewhere: code that would be imported."""
-    for part, about in index.items():
-        if isinstance(about, list) and (len(about) != 2 or about[0] not in (None, "diffusers", "transformers", "audioldm2")):
-            what = f"a {about[1]} of {about[0]}" if len(about) == 2 else f"{about}"
-            raise Fault("checkpoint.unrecognised", f"{name}: its {part} is {what[:120]}; only classes of diffusers and transformers are known")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from gpu.cache import model_digest
 from gpu.config import ExportJob
 from gpu.errors import Fault
 from gpu.lora import TARGET_MODULES
-from gpu.models import INDEX_FILE, LORA_FILE, STUDIO_FILE, UNET_FILE, CheckpointFacts, ModelFacts, describe, verify_checkpoint
+from gpu.models import INDEX_FILE, LORA_FILE, STUDIO_FILE, UNET_FILE, CheckpointFacts, ModelFacts, describe, read_index, verify_checkpoint
 from gpu.originals.cards import CARD_FILE, card, how_to_open, write_card
+from gpu.originals.contents import is_part_weights, kept_files
 from gpu.originals.convert import FILES, link_or_copy
 from gpu.originals.layouts import EMA, LORA_PREFIXES, UNET, WHOLE_KEY, lora_half, recognise
 from gpu.originals.names import FLAT, ROWS, SAME, Link, ema_name, part_links, unet_links
@@ -40,9 +42,7 @@ from gpu.originals.sizes import (
     FORMATS,
     Kept,
     exported_files,
-    is_spare_half,
     is_weight,
-    read_index,
     read_side_file,
     require_lora,
     require_original,
@@ -102,9 +102,9 @@ class _Source:
 
     def _files(self, folder: Path) -> dict[str, Planned]:
         found: dict[str, Planned] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            if not is_spare_half(path):
-                found |= planned_of(self.tensors(path))
+        for name in kept_files(self.base):
+            if name.parent.name == folder.name and is_part_weights(name):
+                found |= planned_of(self.tensors(self.base / name))
         return found
 
     def _unet(self) -> dict[str, Planned]:
@@ -193,6 +193,7 @@ def _write_ckpt(source: _Source, destination: Path) -> None:
     if destination.suffix not in (".ckpt", ".pth", ".pt", ".bin", ""):
         raise Fault("export.impossible", f"{destination.name}: an original checkpoint ends in .ckpt or .pth")
     tensors = [_typed(tensor, kept, source) for tensor in _originals(source, side, kept)]
+    tensors = [replace(tensor, name=kept.stored.get(tensor.name, tensor.name)) for tensor in tensors]
     step = source.trained.step if source.trained else source.facts.original.get("global_step")
     extras: dict[str, Any] = {LINEAGE_KEY: json.dumps(source.lineage(), ensure_ascii=False)}
     if isinstance(step, int):

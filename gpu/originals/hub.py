@@ -21,10 +21,10 @@ from huggingface_hub.errors import (
 from tqdm import tqdm
 
 from gpu.errors import Fault
+from gpu.originals.contents import kept_names
 
 PREFIX = "hub:"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "spiece.model")
-SMALL_FILES = ("*.json", "*.txt", "*.model", "*.md", "LICENSE*")
 ORIGINAL_FILES = ("*.ckpt", "*.pth")
 _NAME = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 Report = Callable[[str, int, int], None]
@@ -45,7 +45,7 @@ def parse(source: str) -> tuple[str, str | None]:
 def fetch(source: str, *, report: Report) -> tuple[Path, str]:
     """Download a model and return where it lies, and the commit.
 
-    A repository in diffusers' layout comes as a folder of safetensors and small files, fp16 copies and pickles left out. One that
+    A repository in diffusers' layout comes as a folder of the files that belong to a model. One that
     holds a single checkpoint in an original layout comes as that file.
 
     Raises:
@@ -54,7 +54,7 @@ def fetch(source: str, *, report: Report) -> tuple[Path, str]:
     repo, revision = parse(source)
     sizes, commit = _files(repo, revision)
     if "model_index.json" in sizes:
-        wanted = [name for name in sizes if _wanted(name, sizes)]
+        wanted = kept_names(sizes)
         if not any(name.endswith(".safetensors") for name in wanted):
             raise Fault("checkpoint.pickled", f"{repo} holds its weights as pickles alone; ask its owner for safetensors")
         return download(repo, revision=commit, allow_patterns=wanted, report=report, total=sum(sizes[name] for name in wanted)), commit
@@ -88,15 +88,6 @@ def _files(repo: str, revision: str | None) -> tuple[dict[str, int], str]:
     except Exception as error:
         raise _fault(error, repo, revision) from error
     return {item.rfilename: item.size or 0 for item in info.siblings or []}, info.sha or revision or "main"
-
-
-def _wanted(name: str, sizes: dict[str, int]) -> bool:
-    if name.count("/") > 1 or name.startswith("."):
-        return False
-    if name.endswith(".safetensors"):
-        full = re.sub(r"\.fp16(?=[.-])", "", name)
-        return full == name or full not in sizes
-    return any(fnmatch.fnmatch(name.rpartition("/")[2], pattern) for pattern in SMALL_FILES)
 
 
 def _bar(report: Report | None, total: int) -> type[tqdm]:

@@ -510,7 +510,7 @@ def _with_values(facts: OriginalFacts, file: TensorFile, about: dict[str, Any]) 
     counter = f"{EMA}num_updates"
     if counter in file.names and file.names[counter].numel == 1 and file.names[counter].dtype in ("I32", "I64"):
         updates = int(file.array(counter).reshape(-1)[0])
-    warnings = []
+    warnings = list(file.wrapped)
     if facts.default_weights == "ema" and facts.global_step and updates:
         share = ema_share_of_base(steps=facts.global_step, num_updates=updates)
         if share > EMA_STILL_BASE:

@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from gpu.config import ModelRef
 from gpu.errors import Fault
-from gpu.models import (
-    CHECKPOINT_FILE,
-    EXTRAS,
-    INDEX_FILE,
-    LORA_FILE,
-    PARTS,
-    PICKLES,
-    CheckpointFacts,
-    ModelFacts,
-    describe,
-    read_checkpoint,
-)
+from gpu.models import LORA_FILE, CheckpointFacts, ModelFacts, describe, read_checkpoint
+from gpu.originals.contents import SIDE_FILE, kept_files
 from gpu.originals.tensors import Entry, TensorFile, open_tensors
 
-SIDE_FILE = "original.safetensors"
 FORMATS = ("ckpt", "diffusers", "safetensors", "lora")
 DTYPES = ("fp32", "fp16")
 
@@ -36,10 +24,12 @@ class Kept:
     Attributes:
         names: every tensor of the original, in its order.
         same: tensors that are the same bits as another one, and kept once.
+        stored: how the original spelt a name that a trainer had wrapped; empty where none was.
     """
 
     names: dict[str, Entry]
     same: dict[str, str]
+    stored: dict[str, str] = field(default_factory=dict)
 
 
 def export_sizes(ref: ModelRef, *, dtype: str = "fp32") -> dict[str, int | str]:
@@ -109,25 +99,8 @@ def require_lora(ref: ModelRef, trained: CheckpointFacts | None) -> Path:
 
 
 def exported_files(base: Path) -> list[Path]:
-    """The files of a model folder that belong to the model, sorted: no pickles, no fp16 copies, not the side file."""
-    family = describe(base).family
-    parts = (*PARTS[family], *EXTRAS[family])
-    found = []
-    for path in sorted(base.rglob("*")):
-        relative = path.relative_to(base)
-        if not path.is_file() or any(piece.startswith(".") for piece in relative.parts) or path.suffix in PICKLES:
-            continue
-        if path.name == SIDE_FILE or path.name == CHECKPOINT_FILE or is_spare_half(path):
-            continue
-        if len(relative.parts) == 1 or (len(relative.parts) == 2 and relative.parts[0] in parts):
-            found.append(path)
-    return found
-
-
-def is_spare_half(path: Path) -> bool:
-    """Whether a file is the fp16 copy of weights that lie beside it in full, as published repositories have them."""
-    full = any(".fp16" not in other.name for other in path.parent.glob("*.safetensors"))
-    return ".fp16" in path.name and full
+    """The files of a model folder that belong to the model, sorted, but for the side file."""
+    return [base / name for name in kept_files(base) if name.name != SIDE_FILE]
 
 
 def half_bytes(path: Path) -> int:
@@ -141,7 +114,7 @@ def read_side_file(file: TensorFile) -> Kept:
     try:
         inventory = json.loads(file.extras["inventory"])
         names = {str(name): Entry(tuple(shape), dtype) for name, dtype, shape in inventory}
-        return Kept(names, dict(json.loads(file.extras["same"])))
+        return Kept(names, dict(json.loads(file.extras["same"])), dict(json.loads(file.extras.get("stored", "{}"))))
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise Fault("checkpoint.malformed", f"{file.path.name} does not list the original's tensors ({type(error).__name__})") from error
 
@@ -156,7 +129,3 @@ def _ckpt_bytes(base: Path, facts: ModelFacts, dtype: str) -> int:
         names = read_side_file(file).names
     sizes = ((entry.size_bytes // 2 if dtype == "fp16" and is_weight(name, entry) else entry.size_bytes) for name, entry in names.items())
     return sum(sizes)
-
-
-def read_index(base: Path) -> dict[str, Any]:
-    return json.loads((base / INDEX_FILE).read_text(encoding="utf-8"))

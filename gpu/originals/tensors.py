@@ -16,7 +16,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -41,6 +41,13 @@ MAX_SHARING = 4
 CHUNK_BYTES = 8 * 2**20
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 EXTRAS_KEPT, EXTRA_CHARACTERS = 32, 4096
+MAX_WAY = 3
+STATE_KEYS = ("state_dict", "model_state_dict", "model", "module", "weights", "params", "ema")
+"""Under which a file may hold its weights by name; the first that is there is read."""
+WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.")
+"""What DistributedDataParallel, torch.compile, FSDP and DeepSpeed put before every name."""
+FOLDED = tuple(f"{key}." for key in STATE_KEYS)
+MODEL_PREFIX, EMA_PREFIX, COMPILED = "model.diffusion_model.", "model_ema.", "_orig_mod"
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,8 @@ class TensorFile:
         extras: plain values beside the tensors: `global_step`, `epoch`, `pytorch-lightning_version`; a safetensors file's metadata.
         foreign: names of classes and functions that the file's pickle wanted to use. None was.
         blocks: the storages that the tensors lie in.
+        stored: how the file itself spells a name, where what a trainer wraps a model in was taken off it.
+        wrapped: what was taken off, in words.
     """
 
     path: Path
@@ -94,6 +103,8 @@ class TensorFile:
     size_bytes: int
     foreign: list[str] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
+    stored: dict[str, str] = field(default_factory=dict)
+    wrapped: tuple[str, ...] = ()
     _places: dict[str, _Place] = field(default_factory=dict, repr=False)
     _file: BinaryIO | None = field(default=None, repr=False)
     _map: mmap.mmap | None = field(default=None, repr=False)
@@ -392,7 +403,7 @@ def _read_pickle(path: Path, data: bytes, start: int = 0) -> PickleContent:
 
 def _collect(path: Path, format: str, content: PickleContent, locate: Any, size: int) -> TensorFile:
     """The tensors of a state dict, with their places in the file."""
-    state, extras = _state_dict(path, content.value)
+    state, extras, wrapped = _state_dict(path, content.value)
     names: dict[str, Entry] = {}
     places: dict[str, _Place] = {}
     blocks: dict[int, Block] = {}
@@ -411,7 +422,43 @@ def _collect(path: Path, format: str, content: PickleContent, locate: Any, size:
     for before, after in itertools.pairwise(ordered):
         if before.offset + before.size_bytes > after.offset:
             raise Fault("checkpoint.malformed", f"{path.name}: two storages claim the bytes from {after.offset} on")
-    return TensorFile(path, format, names, extras, size, foreign=content.foreign, blocks=ordered, _places=places)
+    return _unwrapped(TensorFile(path, format, names, extras, size, foreign=content.foreign, blocks=ordered, wrapped=wrapped, _places=places))
+
+
+def _unwrapped(file: TensorFile) -> TensorFile:
+    """The file under its model's own names: what every name begins with and no model is called is taken off."""
+    if not file.names:
+        return file
+    spelt, taken = {name: name for name in file.names}, []
+    while True:
+        first = next(iter(spelt)).partition(".")[0] + "."
+        bare = {name.removeprefix(first): stored for name, stored in spelt.items()}
+        known = first in WRAPPERS or (first in FOLDED and any(name.startswith(MODEL_PREFIX) for name in bare))
+        if not known or not all(name.startswith(first) and len(name) > len(first) for name in spelt):
+            break
+        spelt = bare
+        taken.append(first)
+    whole = {_compiled(name): stored for name, stored in spelt.items()}
+    if len(whole) == len(spelt) and whole.keys() != spelt.keys():
+        spelt = whole
+        taken.append(f"{COMPILED}.")
+    if not taken:
+        return file
+    words = f"its names carry {', '.join(f'`{prefix}`' for prefix in dict.fromkeys(taken))}, which a trainer wraps a model in: it was taken off to read them"
+    return replace(
+        file,
+        names={name: file.names[stored] for name, stored in spelt.items()},
+        stored=spelt,
+        wrapped=(*file.wrapped, words),
+        _places={name: file._places[stored] for name, stored in spelt.items()},
+    )
+
+
+def _compiled(name: str) -> str:
+    """A name without the mark that torch.compile leaves on a part of a model; an average's names have lost their dots."""
+    if name.startswith(EMA_PREFIX):
+        return name.replace(COMPILED, "")
+    return ".".join(piece for piece in name.split(".") if piece != COMPILED)
 
 
 def _place(path: Path, name: str, ref: TensorRef, entry: Entry, block: Block) -> _Place:
@@ -448,23 +495,44 @@ def _require_sane(path: Path, names: Mapping[str, Entry], size: int) -> None:
         raise Fault("checkpoint.malformed", f"{path.name} has {size} bytes and names tensors of {total} bytes in all")
 
 
-def _state_dict(path: Path, value: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The state dict and the plain values beside it."""
+def _state_dict(path: Path, value: Any) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
+    """The state dict, the plain values beside it, and in words where it lay when that is not where most have it."""
     if not isinstance(value, dict):
         what = getattr(value, "what", None) or f"a {type(value).__name__}"
         raise Fault("checkpoint.unrecognised", f"{path.name} holds {what[:120]}; expected a state dict (weights by name)")
-    inner = value.get("state_dict")
-    if isinstance(inner, dict):
-        return inner, _plain(value)
-    if any(isinstance(item, TensorRef) for item in value.values()):
-        return value, {}
+    if isinstance(value.get("state_dict"), dict) and not _nested(value["state_dict"]):
+        return value["state_dict"], _plain(value), ()
+    inner, way = value, []
+    while not any(isinstance(item, TensorRef) for item in inner.values()) and len(way) < MAX_WAY:
+        key = _nested(inner)
+        if key is None:
+            break
+        way.append(key)
+        inner = inner[key]
+    if any(isinstance(item, TensorRef) for item in inner.values()):
+        return inner, _plain(value) if way else {}, _way_in_words(value, way)
     keys = [str(key)[:40] for key in value][:8]
     if {"state", "param_groups"} <= value.keys():
         raise Fault("checkpoint.unrecognised", f"{path.name} holds the state of an optimizer ({', '.join(keys)}) and no weights")
     raise Fault(
         "checkpoint.unrecognised",
-        f"{path.name} holds {', '.join(keys) or 'nothing'}; expected weights by name, at the top or under state_dict",
+        f"{path.name} holds {', '.join(keys) or 'nothing'}; expected weights by name, at the top or under {', '.join(STATE_KEYS)}",
     )
+
+
+def _nested(value: dict[str, Any]) -> str | None:
+    """The key under which a dict has what may be the weights; None where it holds tensors itself, or nothing of the kind."""
+    if any(isinstance(item, TensorRef) for item in value.values()):
+        return None
+    return next((key for key in STATE_KEYS if isinstance(value.get(key), dict) and value[key]), None)
+
+
+def _way_in_words(value: dict[str, Any], way: list[str]) -> tuple[str, ...]:
+    if not way or way == ["state_dict"]:
+        return ()
+    others = [key for key in STATE_KEYS if key != way[0] and isinstance(value.get(key), dict) and any(isinstance(item, TensorRef) for item in value[key].values())]
+    told = f"its weights lie under `{'.'.join(way)}`"
+    return (f"{told}; those under {', '.join(f'`{key}`' for key in others)} were not read" if others else told,)
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
@@ -513,7 +581,7 @@ def _open_safetensors(path: Path, file: BinaryIO, size: int) -> TensorFile:
         raise Fault("checkpoint.incomplete", f"{path.name} has {size} bytes, its header promises {8 + length + reached}")
     names = {name: about[0] for name, about in tensors.items()}
     _require_sane(path, names, size)
-    return TensorFile(path, SAFETENSORS, names, extras, size, blocks=[Block(8 + length, reached)], _places=places)
+    return _unwrapped(TensorFile(path, SAFETENSORS, names, extras, size, blocks=[Block(8 + length, reached)], _places=places))
 
 
 def _shape(values: Any) -> tuple[int, ...]:
