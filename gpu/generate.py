@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from gpu.announcer import Announcer
 from gpu.config import GenerateConfig, GenerateJob, ModelRef
 from gpu.device import choose_device, device_name, fault_of, prepare_device, versions
+from gpu.errors import Fault
 from gpu.events import FAILED, FINISHED, STARTED, STOPPED, WAVEFORM, EventWriter, read_events
 from gpu.pipelines import Embeds, LoadedPipeline, encode_guided, load_pipeline
 from gpu.sampling import Candidate, Stopped, sample_sounds
@@ -41,7 +43,7 @@ class Generator:
         """Make the job's sounds in its folder: `0.wav` ranks best. Says everything itself, but not a failure.
 
         Raises:
-            Fault: the model cannot be opened.
+            Fault: the model cannot be opened; `generation.not_finite`, a sound is none.
         """
         began = time.monotonic()
         prepare_device(self.device)
@@ -65,9 +67,16 @@ class Generator:
         except Stopped as stop:
             announcer.say(STOPPED, step=stop.step)
             return
-        for rank, candidate in enumerate(candidates):
+        # What is no sound would be written as silence, and nobody told.
+        sounds = [candidate for candidate in candidates if np.isfinite(candidate.samples).all()]
+        for rank, candidate in enumerate(sounds):
             recipe = recipe_of(loaded, config, candidate, provenance=job.provenance)
             announcer.say(WAVEFORM, **write_candidate(folder, f"{rank}.wav", candidate, loaded, recipe), index=rank)
+        if broken := len(candidates) - len(sounds):
+            raise Fault(
+                "generation.not_finite",
+                f"{broken} of {len(candidates)} sounds came out as infinities or no numbers (seed {config.seed}, guidance {config.guidance_scale:g})",
+            )
         announcer.say(FINISHED, elapsed_s=round(time.monotonic() - began, 3))
 
     def candidates(
