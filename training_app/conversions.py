@@ -29,6 +29,7 @@ from gpu.errors import Fault
 from gpu.events import FAILED, FINISHED, STOPPED, Event
 from gpu.models import describe
 from gpu.originals.cards import how_to_open
+from gpu.originals.contents import Digests
 from gpu.originals.sizes import DTYPES, export_sizes
 from training_app import loras, services, sources, storage
 from training_app.models import Checkpoint, Conversion
@@ -98,7 +99,7 @@ def import_model(
             raise Fault("checkpoint.base_missing", f"{found.label} is {what}: say which whole model it lies on")
         loras.require_fit(found, base)
     if found.kind == RUN:
-        storage.base_model(found.facts.base_sha256, name=str(found.facts.model.get("name", "")), owner=owner)
+        storage.base_model(found.facts, owner=owner)
     storage.require_space(found.needed_bytes, folder=settings.DATA_DIR, what=f"bringing in {found.label}")
     name = " ".join((name or (base and f"{Path(found.label).stem} on {base.name}") or _plain_name(found)).split())[:150]
     conversion = Conversion(owner=owner, direction=Conversion.Direction.IMPORT, name=name, source=found.label[:500], base=base)
@@ -245,7 +246,8 @@ def apply_event(conversion: Conversion, event: Event) -> None:
         if conversion.is_export:
             values["result"] = _relative(Path(data["path"]))
         else:
-            values["checkpoint"] = _register(conversion, data)
+            values["checkpoint"], already_here = _register(conversion, data)
+            values["config"] = {**conversion.config, "already_here": already_here}
             transaction.on_commit(partial(_tidy_source, conversion))
         Conversion.objects.filter(pk=conversion.pk).update(**values)
         for field, value in values.items():
@@ -375,18 +377,25 @@ def _write_import(conversion: Conversion) -> None:
         ).write(conversion.folder)
 
 
-def _register(conversion: Conversion, data: dict[str, Any]) -> Checkpoint:
-    """The row of what an import wrote. An equal checkpoint that is there already stays, and the new copy goes."""
+def _register(conversion: Conversion, data: dict[str, Any]) -> tuple[Checkpoint, bool]:
+    """The row of what an import wrote, and whether an equal checkpoint was there already: that one stays, and the new copy goes."""
     config = conversion.config
     folder = Path(data["path"])
     row = _same_original(conversion, folder) or storage.register_checkpoint(
-        folder, origin=config["origin"], name=config["name"], owner=conversion.owner, sha256=data.get("sha256") or ""
+        folder, origin=config["origin"], name=config["name"], owner=conversion.owner, sha256=data.get("sha256") or "", known_digests=_digests_of(data)
     )
+    own = settings.DATA_DIR / config["destination"]
     if row.folder != folder:
         transaction.on_commit(partial(shutil.rmtree, folder, ignore_errors=True))
-    elif config["licence"]:
+    elif config["licence"] and folder == own:
         Checkpoint.objects.filter(pk=row.pk).update(licence=config["licence"])
-    return row
+    return row, row.folder != own
+
+
+def _digests_of(data: dict[str, Any]) -> Digests | None:
+    if not data.get("content_sha256"):
+        return None
+    return Digests(whole=data["sha256"], content=data["content_sha256"], weights=data["weights_sha256"])
 
 
 def _same_original(conversion: Conversion, folder: Path) -> Checkpoint | None:
@@ -409,16 +418,12 @@ def _tidy_source(conversion: Conversion) -> None:
     config = conversion.config
     if config["afterwards"] == DELETE:
         shutil.rmtree(conversion.folder / "source", ignore_errors=True)
-    elif config["afterwards"] == ASIDE:
-        path = Path(config["source"])
-        aside = sources.incoming_folder() / sources.SET_ASIDE
-        aside.mkdir(exist_ok=True)
-        target, number = aside / path.name, 1
-        while target.exists():
-            number += 1
-            target = aside / f"{path.stem} {number}{path.suffix}"
-        if path.exists():
-            path.rename(target)
+    elif config["afterwards"] == ASIDE and Path(config["source"]).exists():
+        source, aside = Path(config["source"]), sources.incoming_folder() / sources.SET_ASIDE
+        if source.is_dir() and not conversion.already_here:
+            storage.take_away(source, settings.DATA_DIR / config["destination"], aside=aside)
+        else:
+            storage.set_aside(source, aside)
 
 
 def _afterwards(path: Path | None, origin: str) -> str:

@@ -18,10 +18,11 @@ from django.conf import settings
 from datasets_app.archive import disk_faults
 from gpu.errors import Fault
 from gpu.events import FINISHED, STARTED, STOPPED, WAITING, EventWriter
-from gpu.manifest import folder_digest
-from gpu.models import CHECKPOINT_FILE, describe, verify_checkpoint
+from gpu.models import CHECKPOINT_FILE, LORA_FILE, UNET_FILE, describe, verify_checkpoint
+from gpu.originals.contents import SIDE_FILE, Digests, digests, kept_files
+from gpu.originals.finite import require_finite
 from training_app import loras, sources, storage
-from training_app.models import Checkpoint, Conversion
+from training_app.models import Conversion
 
 TELL_EVERY_S = 0.5
 CHUNK_BYTES = 16 * 2**20
@@ -61,34 +62,29 @@ def bring_in(conversion: Conversion, events: EventWriter, should_stop: Callable[
     events.write(STARTED, source=conversion.source)
     try:
         with disk_faults(), _staging(target) as staging:
-            sha256, known = _known(conversion, teller)
+            known = _known(conversion, teller)
             if known:
                 target = known
-            else:
-                if not target.is_dir():
-                    _place(conversion, staging, target, teller)
-                sha256 = _digest(target, teller)
+            elif not target.is_dir():
+                _place(conversion, staging, target, teller)
+            told = _digest(target, teller)
     except _StopAsked:
         _take_back(conversion, target)
         events.write(STOPPED)
         return
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-    events.write(FINISHED, path=str(target), size_bytes=size, sha256=sha256, elapsed_s=time.monotonic() - started)
+    events.write(FINISHED, path=str(target), size_bytes=size, **told, elapsed_s=time.monotonic() - started)
 
 
-def _known(conversion: Conversion, teller: Teller) -> tuple[str, Path | None]:
-    """The digest and the place of an equal model that is registered already; only looked for where one has the same size."""
+def _known(conversion: Conversion, teller: Teller) -> Path | None:
+    """The place of an equal model that is registered already; only looked for where one is of the same sizes."""
     config = conversion.config
     source = Path(config["source"])
-    if config["kind"] != sources.FOLDER or not source.is_dir():
-        return "", None
-    size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
-    if not Checkpoint.objects.filter(format=Checkpoint.Format.DIFFUSERS, size_bytes=size).exists():
-        return "", None
-    sha256 = _digest(source, teller)
-    row = storage.twin(sha256=sha256, format=Checkpoint.Format.DIFFUSERS, owner=conversion.owner)
+    if config["kind"] != sources.FOLDER or not source.is_dir() or not storage.may_be_known(describe(source)):
+        return None
+    row = storage.same_model(source, _digests(source, teller, files=kept_files(source)), owner=conversion.owner)
     at_home = row is not None and row.folder.is_dir() and row.folder.parent == settings.DATA_DIR / "checkpoints"
-    return (sha256, row.folder) if at_home else ("", None)
+    return row.folder if at_home else None
 
 
 def _place(conversion: Conversion, staging: Path, target: Path, teller: Teller) -> None:
@@ -104,23 +100,23 @@ def _place(conversion: Conversion, staging: Path, target: Path, teller: Teller) 
         _unpack(source, staging, label=conversion.source, teller=teller)
         _require_model(staging)
     elif config["afterwards"] == "set aside":
-        # It lies below DATA_DIR already: it is moved, not copied.
+        # It lies below DATA_DIR already: it takes no more room, and what does not belong to it stays behind.
         sources.refuse_links(source)
         _require_model(source)
-        source.rename(target)
-        return
+        storage.link_model(source, staging)
     else:
         _require_model(source)
         _copy(source, staging, teller)
+    if config["kind"] not in sources.ADDITIONS:
+        _require_finite(staging, teller)
+        storage.settle_on_base(staging, owner=conversion.owner)
     staging.rename(target)
 
 
 def _take_back(conversion: Conversion, target: Path) -> None:
-    """Nothing half done stays; a folder that was moved from the incoming folder goes back there."""
-    source = Path(conversion.config["source"])
-    if target.is_dir() and not source.exists():
-        target.rename(source)
-    shutil.rmtree(target, ignore_errors=True)
+    """Nothing half done stays; a model that was there before is nobody's to take back."""
+    if target == settings.DATA_DIR / conversion.config["destination"]:
+        shutil.rmtree(target, ignore_errors=True)
 
 
 def _unpack(source: Path, staging: Path, *, label: str, teller: Teller) -> None:
@@ -129,13 +125,13 @@ def _unpack(source: Path, staging: Path, *, label: str, teller: Teller) -> None:
         storage.require_space(total, folder=staging.parent, what=label)
         archive.on_bytes = lambda done: teller.tell("unpacking", done, total)
         staging.mkdir()
-        for name in sorted(archive.names):
+        for name in archive.kept():
             archive.extract(name, staging)
 
 
 def _copy(source: Path, staging: Path, teller: Teller) -> None:
     """Copy a folder that was named in a terminal. Links in it are followed: the hub's own cache is made of them."""
-    files = sorted(path for path in source.rglob("*") if path.is_file())
+    files = [source / name for name in kept_files(source)]
     total, done = sum(path.stat().st_size for path in files), 0
     for path in files:
         target = staging / path.relative_to(source)
@@ -152,17 +148,34 @@ def _copy(source: Path, staging: Path, teller: Teller) -> None:
 def _require_model(folder: Path) -> None:
     """Raises Fault unless it is a whole model, or a run's checkpoint that can be laid on one."""
     if (folder / CHECKPOINT_FILE).is_file():
-        verify_checkpoint(folder)
+        verify_checkpoint(folder, only=(UNET_FILE, LORA_FILE))
     else:
         describe(folder)
-        sources.require_known_parts(folder)
 
 
-def _digest(folder: Path, teller: Teller) -> str:
-    """What `Checkpoint.sha256` is, told as it goes."""
+def _require_finite(folder: Path, teller: Teller) -> None:
+    """Raises Fault `checkpoint.not_finite` when a weight is no number."""
+    paths = [path for path in sorted(folder.rglob("*.safetensors")) if path.name != SIDE_FILE]
+    total, done = sum(path.stat().st_size for path in paths), 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        teller.tell("checking", done, total)
+
+    require_finite(paths, on_bytes=count)
+
+
+def _digest(folder: Path, teller: Teller) -> dict[str, str]:
+    """What `Checkpoint.sha256` is, and what else the last event says of a model, told as it goes."""
     if (folder / CHECKPOINT_FILE).is_file():
-        facts = verify_checkpoint(folder)
-        return facts.files[facts.weights_file]
+        facts = verify_checkpoint(folder, only=(UNET_FILE, LORA_FILE))
+        return {"sha256": facts.files[facts.weights_file]}
+    found = _digests(folder, teller, files=None)
+    return {"sha256": found.whole, "content_sha256": found.content, "weights_sha256": found.weights}
+
+
+def _digests(folder: Path, teller: Teller, *, files: list[Path] | None) -> Digests:
     total, done = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()), 0
 
     def count(path: Path) -> None:
@@ -171,7 +184,7 @@ def _digest(folder: Path, teller: Teller) -> str:
         teller.tell("checking", done, total)
 
     teller.tell("checking", 0, total)
-    return folder_digest(folder, on_file=count)
+    return digests(folder, files=files, on_file=count)
 
 
 @contextmanager

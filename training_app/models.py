@@ -199,6 +199,11 @@ class Conversion(Job):
         return self.direction == self.Direction.EXPORT
 
     @property
+    def already_here(self) -> bool:
+        """Whether an import found its model registered already, so that nothing was stored twice."""
+        return bool(self.config.get("already_here"))
+
+    @property
     def is_downloadable(self) -> bool:
         """Whether a page may offer its file: what a command wrote elsewhere is for whoever typed it."""
         return self.is_export and self.status == Status.SUCCEEDED and self.result.startswith(f"exports/{self.id}/")

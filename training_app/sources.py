@@ -20,6 +20,7 @@ from django.conf import settings
 from datasets_app.archive import GIB, MIB, Limits, ZipSource
 from gpu.errors import Fault
 from gpu.models import CHECKPOINT_FILE, INDEX_FILE, STUDIO_FILE, describe, read_checkpoint
+from gpu.originals.contents import kept_names, kept_of_run
 from gpu.originals.layouts import LICENCE_NOTE, LoraFacts, OriginalFacts, UnetFacts, WholeFacts, describe_file
 from training_app.models import is_non_commercial
 
@@ -28,8 +29,6 @@ ADDITIONS = (LORA, UNET)
 """What lies on a whole model, which has to be named."""
 LIMITS = Limits(total_bytes=64 * GIB, file_bytes=32 * GIB, metadata_bytes=MIB, entries=2_000)
 INDEX_BYTES = MIB
-LIBRARIES = (None, "diffusers", "transformers", "audioldm2")
-"""Of a model's parts; the last is diffusers' own module for this pipeline."""
 INCOMING = "incoming"
 SET_ASIDE = "imported"
 HUB_NAME = re.compile(r"hub:[\w.-]{1,96}/[\w.-]{1,96}(@[\w.-]{1,96}(/[\w.-]{1,96})*)?", re.ASCII)
@@ -133,6 +132,10 @@ class ModelZip(ZipSource):
         """As its table of contents promises; what is written is counted again."""
         return sum(info.file_size for info in self._entries.values())
 
+    def kept(self) -> list[str]:
+        """The files that belong to the model; the others are not unpacked."""
+        return kept_of_run(self.names) if CHECKPOINT_FILE in self.names else kept_names(self.names, self.small_json(INDEX_FILE))
+
 
 @contextmanager
 def open_zip(path: Path, *, label: str) -> Iterator[ModelZip]:
@@ -212,18 +215,6 @@ def incoming_path(name: str) -> Path:
     raise Fault("checkpoint.missing", f"there is no {name!r} in {incoming_folder()} any more")
 
 
-def require_known_parts(folder: Path) -> None:
-    """Raises Fault `checkpoint.unrecognised` when the model's index names a class from elsewhere: opening it would import that."""
-    try:
-        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-        foreign = [(part, about) for part, about in index.items() if isinstance(about, list) and about and about[0] not in LIBRARIES]
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise Fault("checkpoint.incomplete", f"{folder.name}: {INDEX_FILE}: {error}") from error
-    if foreign:
-        part, about = foreign[0]
-        raise Fault("checkpoint.unrecognised", f"{folder.name}: its {part} is {str(about)[:120]}; only parts of diffusers and transformers are opened")
-
-
 def refuse_links(path: Path) -> None:
     """Raises Fault `checkpoint.link` for a link, or a folder with one in it."""
     links = [path] if path.is_symlink() else [found for found in path.rglob("*") if found.is_symlink()] if path.is_dir() else []
@@ -267,7 +258,6 @@ def has_tokenizers(folder: Path, sizes: dict[str, int]) -> bool:
 
 def _look_at_folder(path: Path, label: str) -> Found:
     facts = describe(path)
-    require_known_parts(path)
     return Found(
         kind=FOLDER,
         path=path,

@@ -26,6 +26,7 @@ class ConversionShape(JobShape):
     source: str
     format: str
     checkpoint: uuid.UUID | None = Field(alias="checkpoint_id", description="What an import made, or an export writes.")
+    already_here: bool = Field(description="An import found its model registered already, as `checkpoint`; nothing was stored twice.")
     size_bytes: int
     sha256: str
     elapsed_s: float | None
@@ -62,7 +63,7 @@ def list_conversions(request: HttpRequest, wanted: Query[PageQuery]):
 def import_model(request: HttpRequest, response: HttpResponse, body: ImportRequest):
     """Bring a model in. What lies in the common folder becomes everybody's; one of the hub is yours."""
     from_hub = body.source.startswith(HUB)
-    found = sources.look_at_hub(body.source.removeprefix(HUB)) if from_hub else sources.look_at(sources.incoming_path(body.source), label=body.source)
+    found = sources.look_at_hub(body.source) if from_hub else sources.look_at(sources.incoming_path(body.source), label=body.source)
     base = get_object_or_404(Checkpoint.objects.visible_to(request.user), pk=body.base) if body.base else None
     made = conversions.import_model(
         found,

@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gpu.cache import model_digest
 from gpu.config import FinetuneJob
 from gpu.device import versions
 from gpu.errors import Fault
@@ -35,6 +36,7 @@ from gpu.finetune.module import Denoiser
 from gpu.lora import TARGET_MODULES, lora_state
 from gpu.manifest import sha256_of
 from gpu.models import CHECKPOINT_FILE, LORA_FILE, RESUME_FILE, UNET_FILE, CheckpointFacts, ModelFacts, read_checkpoint, verify_checkpoint
+from gpu.originals.contents import weights_digest
 
 CHECKPOINTS = "checkpoints"
 PINNED_FILE = "pinned"
@@ -63,14 +65,18 @@ class Checkpoints:
 
     Args:
         start_unet: the UNet that a LoRA lies on when that is not the base model's, else None.
+        memo: folder where the digests of model folders are remembered.
     """
 
-    def __init__(self, folder: Path, job: FinetuneJob, *, model: ModelFacts, base_sha256: str, start_unet: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, job: FinetuneJob, *, model: ModelFacts, base_sha256: str, start_unet: Path | None = None, memo: Path | None = None
+    ) -> None:
         self.folder = folder
         self.job = job
         self.model = model
         self.base_sha256 = base_sha256
         self.start_unet = start_unet
+        self.memo = memo
         self.saved_step: int | None = None
 
     def require_room(self, module: Denoiser) -> None:
@@ -210,7 +216,8 @@ class Checkpoints:
             files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
             config=self.job.config.to_dict(),
             metrics=metrics,
-            model=self.model.as_dict(),
+            # By its weights the base is known again where it was converted anew, or is called otherwise.
+            model={**self.model.as_dict(), "weights_sha256": model_digest(base, memo=self.memo, digest_of=weights_digest)},
             licence=self.model.licence,
             manifest_digest=self.job.manifest_digest,
             versions=versions(),

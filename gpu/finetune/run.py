@@ -102,7 +102,7 @@ def finetune(folder: Path, announcer: Announcer, control: Control, *, show_bar: 
         return _stopped(control, announcer, step=steps[-1] if steps else 0, saved=bool(steps))
 
     module = Denoiser(loaded.unet, loaded.pipeline.scheduler, config)
-    checkpoints = Checkpoints(folder, job, model=loaded.facts, base_sha256=loaded.base_sha256, start_unet=start_unet)
+    checkpoints = Checkpoints(folder, job, model=loaded.facts, base_sha256=loaded.base_sha256, start_unet=start_unet, memo=cache_folder)
     state = resume_from(job, checkpoints, announcer)
     progress = load_resume_state(module, state) if state else Progress()
     first_step = module.step

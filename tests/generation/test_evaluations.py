@@ -328,7 +328,8 @@ def test_the_form_makes_a_test_and_the_worker_its_sounds(alice_client, checkpoin
     from training_app import storage
 
     twin = shutil.copytree(checkpoint.folder, settings.DATA_DIR / "incoming" / "checkpoints" / "twin")
-    (twin / "README.md").write_text("another")
+    config = twin / "unet" / "config.json"
+    config.write_text(config.read_text() + "\n")
     other = storage.register_checkpoint(twin, origin=Checkpoint.Origin.SCANNED, name="twin")
     alice_client.post(
         reverse("listening:new"),

@@ -39,7 +39,9 @@ class Command(StudioCommand):
         from_hub = path.startswith("hub:")
         found = sources.look_at_hub(path) if from_hub else sources.look_at(Path(path), follow_links=True)
         if found.path and found.path.parent == settings.DATA_DIR / "checkpoints":
-            return checkpoint_facts(storage.register_checkpoint(found.path, origin=Checkpoint.Origin.IMPORTED, name=name))
+            before = set(Checkpoint.objects.values_list("pk", flat=True))
+            row = storage.register_checkpoint(found.path, origin=Checkpoint.Origin.IMPORTED, name=name)
+            return checkpoint_facts(row, already_here=row.pk in before)
         conversion = conversions.import_model(
             found,
             owner=None,
@@ -53,11 +55,12 @@ class Command(StudioCommand):
             enqueue=False,
         )
         perform(conversion)
-        return checkpoint_facts(conversion.checkpoint)
+        return checkpoint_facts(conversion.checkpoint, already_here=conversion.already_here)
 
     def describe(self, result) -> str:
         what = result["variant"] or result["family"]
-        lines = [f"{result['name']}: {what}, {filesizeformat(result['size_bytes'])}, licence: {result['licence'] or 'not stated'}"]
+        lines = [f"This model is already here as {result['name']}; nothing was stored twice."] if result["already_here"] else []
+        lines += [f"{result['name']}: {what}, {filesizeformat(result['size_bytes'])}, licence: {result['licence'] or 'not stated'}"]
         return "\n".join([*lines, f"  {result['why_not']}"] if result["why_not"] else lines)
 
 
@@ -79,8 +82,9 @@ def perform(conversion: Conversion) -> None:
         raise Fault(conversion.error_code or "run.stopped", conversion.error_detail or f"{conversion} was stopped; nothing half done was kept")
 
 
-def checkpoint_facts(checkpoint: Checkpoint) -> dict:
+def checkpoint_facts(checkpoint: Checkpoint, *, already_here: bool = False) -> dict:
     return {
+        "already_here": already_here,
         "id": str(checkpoint.pk),
         "name": checkpoint.name,
         "family": checkpoint.family,
