@@ -1,4 +1,4 @@
-"""Every address of the site and every socket, tried by nobody and by a stranger."""
+"""Every address of the site and every socket, tried by nobody. `test_walk.py` tries them with the ids of real things."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from django.urls import URLPattern, URLResolver, get_resolver
 
 from audioldm_site.asgi import application
 from audioldm_site.jobs.lifecycle import job_models
-from generation_app.models import Generation
 
 OPEN = {"login/", "health/live", "health/ready", "admin/login/"}
 """What nobody in particular may see. `setup/` too, but only with its one-time token, and `metrics` from this machine."""
@@ -58,28 +57,6 @@ def test_nobody_gets_in_without_a_login(alice):
             if not refused and not sent_away and address not in OPEN:
                 let_in.append((method, address, answer.status_code))
     assert not let_in
-
-
-def addresses_of(item) -> list[str]:
-    """Those of every pattern whose id is this object's."""
-    return [address.replace(SAMPLES["uuid"], str(item.pk)) for address in ALL if SAMPLES["uuid"] in address]
-
-
-@pytest.mark.django_db
-def test_a_stranger_finds_nothing_of_alices(alice, charlie, run, dataset, base_checkpoint):
-    generation = Generation.objects.create(owner=alice, prompt="a bell", checkpoint=base_checkpoint, config={"prompt": "a bell"})
-    client = Client()
-    client.force_login(charlie)
-    found = []
-    for item in (run, dataset, generation):
-        for address in addresses_of(item):
-            for method in ("get", "post", "put", "patch", "delete") if address.startswith("api/") else ("get", "post"):
-                answer = getattr(client, method)(f"/{address}")
-                if answer.status_code not in (403, 404, 405) and not (address.startswith("admin/") and answer.status_code == 302):
-                    found.append((method, address, answer.status_code))
-    assert not found
-    run.refresh_from_db()
-    assert run.status == "queued" and not (run.folder / "control").exists()
 
 
 @pytest.mark.django_db(transaction=True)
