@@ -337,6 +337,8 @@ def smaller(facts: ModelFacts, size: ModelSize, config: FinetuneConfig, machine:
     without_ema = {"use_ema": False} if config.use_ema else {}
     lora = {} if config.method == "lora" else {"method": "lora"}
     keep_one = {"checkpoints_total_limit": 1} if config.checkpoints_total_limit > 1 else {}
+    ten_saves = {"checkpointing_steps": config.max_train_steps // 10} if config.max_train_steps // 10 > config.checkpointing_steps else {}
+    few = {**keep_one, **ten_saves}
     shorter = [{"audio_length_in_s": seconds} for seconds in (5.12, 2.56) if seconds < config.audio_length_in_s]
     steps: list[dict[str, Any]] = [{}, recomputed, one, {**one, **recomputed}, {**one, **recomputed, **without_ema}, {**one, **lora}, {**one, **recomputed, **lora}]
     steps += [{**one, **recomputed, **without_ema, **lora, **duration} for duration in shorter]
@@ -344,7 +346,7 @@ def smaller(facts: ModelFacts, size: ModelSize, config: FinetuneConfig, machine:
     memory_fits = _memory_fits(facts, size, config, machine)
     for values in steps:
         # Where memory is what is short, only what saves memory leads on.
-        for kept in ({}, keep_one) if values else ({}, keep_one, {**keep_one, **without_ema}, {**keep_one, **lora}) if memory_fits else ():
+        for kept in ({}, keep_one) if values else ({}, keep_one, ten_saves, few, {**few, **without_ema}, {**few, **lora}) if memory_fits else ():
             changed = replace(config, **values, **{name: value for name, value in kept.items() if name not in values})
             if changed != config and _suffices(facts, size, changed, machine, clip_seconds):
                 return {**values, **kept}
@@ -435,7 +437,7 @@ def _disk_findings(parts: Mapping[str, int], machine: Machine) -> list[Finding]:
     needed = sum(parts.values())
     if needed + DISK_MARGIN_BYTES <= machine.disk_free_bytes:
         return []
-    words = f"it will write about {gib(needed)} ({gib(parts['checkpoints'])} of checkpoints, {gib(parts['cache'])} of cache); {gib(machine.disk_free_bytes)} are free"
+    words = f"it will write about {gib(needed)} ({gib(parts['checkpoints'])} of checkpoints, {gib(parts['cache'])} of cache, {gib(parts['sounds'])} of sounds); {gib(machine.disk_free_bytes)} are free"
     return [Finding(level=STOP, about="disk", message=words, can_force=True)]
 
 

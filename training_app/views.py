@@ -81,7 +81,8 @@ def new(request: HttpRequest) -> HttpResponse:
             "recommended": selectors.recommendations(form.fields["checkpoint"].queryset),
         },
     }
-    return render(request, "training/new.html", context, status=422 if form.errors else 200)
+    # A check is only a question; a browser notes a 4xx in its console, and asks while somebody types.
+    return render(request, "training/new.html", context, status=422 if form.errors and "check" not in request.POST else 200)
 
 
 @require_safe

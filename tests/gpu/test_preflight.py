@@ -152,6 +152,8 @@ def test_a_disk_that_is_too_small_is_offered_fewer_checkpoints_or_smaller_ones(a
     one = needs(audioldm2, replace(config, checkpoints_total_limit=1)).disk_bytes
     found = needs(audioldm2, config, replace(BIG, disk_free_bytes=one + preflight.DISK_MARGIN_BYTES))
     assert found.suggestion == {"checkpoints_total_limit": 1}
+    often = replace(config, max_train_steps=1_000_000, checkpointing_steps=1, checkpoints_total_limit=1, audio_length_in_s=2.56)
+    assert needs(audioldm2, often, replace(BIG, disk_free_bytes=100 * GB)).suggestion == {"checkpointing_steps": 100_000}
     tiny_disk = replace(BIG, disk_free_bytes=2 * GB)
     found = needs(audioldm2, config, tiny_disk)
     assert found.suggestion["method"] == "lora"

@@ -13,9 +13,11 @@ function attach(button, form) {
   /** @returns {Promise<Document | null>} the page with the answer; null when a newer question is on its way */
   async function ask() {
     const number = ++asked;
-    const response = await fetch(form.action, { method: "POST", body: new FormData(form, button) });
-    // 422 comes with the page too: it says which values have to be mended first.
-    if (!response.ok && response.status !== 422) throw new Error(`${form.action} answered ${response.status}`);
+    // Set, not left to the button: one that is disabled adds nothing, and without it the run would be started.
+    const question = new FormData(form);
+    question.set(button.name, button.value);
+    const response = await fetch(form.action, { method: "POST", body: question });
+    if (!response.ok) throw new Error(`${form.action} answered ${response.status}`);
     const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
     if (number !== asked) return null;
     replaceFragments(["estimate"], fresh);
