@@ -44,6 +44,8 @@ WITHOUT_WEIGHTS = frozenset({"tokenizer", "tokenizer_2", "ranker_tokenizer", "fe
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 HALF = re.compile(r"\.fp16[.-]")
 SHARD = re.compile(r"-\d{5}-of-\d{5}")
+WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)(\.fp16)?(-\d{5}-of-\d{5})?(\.fp16)?\.safetensors")
+"""The names under which the libraries look for a part's weights."""
 SIZES = {128: "-S", 192: "-M", 256: "-L"}
 NEEDS_PHONEMES = "it speaks from phonemes, which a text prompt does not give; it can be imported and exported"
 MAX_HEADER_BYTES = 100 * 2**20
@@ -412,7 +414,7 @@ def weight_files(part: Path) -> list[Path]:
     Raises:
         Fault: `checkpoint.pickled`, there are none, but pickles; `checkpoint.incomplete`, none at all, or a shard is missing.
     """
-    files = sorted(part.glob("*.safetensors"))
+    files = sorted(path for path in part.glob("*.safetensors") if WEIGHTS.fullmatch(path.name))
     # Published repositories hold an fp16 copy beside the full one: only what is loaded counts.
     full = [file for file in files if not HALF.search(file.name)]
     indexes = [path for path in sorted(part.glob("*.safetensors.index*.json")) if bool(HALF.search(path.name)) == (not full)]
@@ -435,7 +437,7 @@ def weight_files(part: Path) -> list[Path]:
             f"{part.parent.name}: {part.name} holds {', '.join(pickles)}, a pickle, which can run code when it is read; "
             "save the model with safe_serialization=True",
         )
-    raise Fault("checkpoint.incomplete", f"{part.parent.name}: {part.name} holds no .safetensors file")
+    raise Fault("checkpoint.incomplete", f"{part.parent.name}: {part.name} holds no .safetensors file of a name that is looked for (model, diffusion_pytorch_model)")
 
 
 def _count_parameters(part: Path) -> int:

@@ -21,6 +21,7 @@ from gpu.errors import Fault
 from gpu.events import now
 from gpu.manifest import sha256_of
 from gpu.models import CHECKPOINT_FILE, LORA_FILE, UNET_FILE, CheckpointFacts
+from gpu.originals.finite import require_finite_tensors
 from gpu.originals.tensors import Entry, TensorFile, open_tensors
 from gpu.originals.writing import Planned, write_safetensors
 from training_app.models import Checkpoint
@@ -81,8 +82,14 @@ def fitting(found: Found, bases: list[Checkpoint]) -> list[Checkpoint]:
 
 
 def write_checkpoint(found: Found, base: Checkpoint, folder: Path, *, licence: str = "", report: Callable[[int, int], None]) -> None:
-    """Write the weights and their checkpoint.json into a new folder."""
+    """Write the weights and their checkpoint.json into a new folder.
+
+    Raises:
+        Fault: as `require_fit`; `checkpoint.not_finite`, a value in the file, or a factor with its alpha, is no number.
+    """
     fit = require_fit(found, base)
+    with open_tensors(found.path) as file:
+        require_finite_tensors(file)
     folder.mkdir(parents=True)
     licence = licence or found.licence or base.licence
     if found.kind == UNET:
@@ -121,7 +128,10 @@ def _lora_tensors(path: Path, fit: Fit, report: Callable[[int, int], None]) -> d
                 a, b, alpha = fit.layers[layer]
                 rank = file.names[a].shape[0]
                 scale = (float(_values(file, alpha).reshape(-1)[0]) if alpha else _file_alpha(file, rank)) / rank
-                down[:rank], up[:, :rank] = _values(file, a).reshape(rank, columns), _values(file, b).reshape(rows, rank) * scale
+                with np.errstate(all="ignore"):
+                    down[:rank], up[:, :rank] = _values(file, a).reshape(rank, columns), _values(file, b).reshape(rows, rank) * scale
+                if not (np.isfinite(down).all() and np.isfinite(up).all()):
+                    raise Fault("checkpoint.not_finite", f"{file.path.name}: {layer} with its alpha ({scale * rank:g}) is infinite or no number")
             tensors[f"{layer}.lora_A.weight"], tensors[f"{layer}.lora_B.weight"] = down, up
     return tensors
 

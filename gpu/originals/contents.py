@@ -17,12 +17,11 @@ from typing import Any
 
 from gpu.errors import Fault
 from gpu.manifest import digest_of, file_digests
-from gpu.models import CHECKPOINT_FILE, EXTRAS, FAMILIES, INDEX_FILE, LORA_FILE, PARTS, STUDIO_FILE, UNET_FILE, read_index
+from gpu.models import CHECKPOINT_FILE, EXTRAS, FAMILIES, INDEX_FILE, LORA_FILE, PARTS, STUDIO_FILE, UNET_FILE, WEIGHTS, read_index
 
 SIDE_FILE = "original.safetensors"
 PAPERS = re.compile(r"README(\.md|\.txt)?|(LICEN[CS]E|NOTICE|COPYING)[\w-]*(\.md|\.txt)?", re.IGNORECASE)
 PREVIEW = re.compile(r"preview\.(png|jpe?g|webp|wav|flac|mp3|ogg)")
-WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)(\.fp16)?(-\d{5}-of-\d{5})?(\.fp16)?\.safetensors")
 SHARD_INDEX = re.compile(r"(model|diffusion_pytorch_model)(\.fp16)?\.safetensors\.index(\.fp16)?\.json")
 SMALL = frozenset({
     "config.json", "scheduler_config.json", "preprocessor_config.json", "processor_config.json", "generation_config.json",

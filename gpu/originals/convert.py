@@ -34,7 +34,7 @@ from gpu.originals.contents import SIDE_FILE, is_part_weights, kept_files, kept_
 from gpu.originals.finite import require_finite, watched
 from gpu.originals.layouts import EMA, LICENCE, T5_INNER, UNET, WHOLE_KEY, OriginalFacts, WholeFacts, describe_tensors
 from gpu.originals.names import FLAT, ROWS, SAME, THIRDS, Link, part_links, twins
-from gpu.originals.parts import PIPELINES, UNLISTED, Part, build_parts
+from gpu.originals.parts import DIFFUSERS_FILE, PIPELINES, TRANSFORMERS_FILE, UNLISTED, Part, build_parts
 from gpu.originals.tensors import Entry, TensorFile, open_tensors
 from gpu.originals.vocabularies import find_tokenizer
 from gpu.originals.writing import Planned, appearing, require_space, size_of, write_safetensors
@@ -403,8 +403,9 @@ def _unpack(job: ConvertJob, file: TensorFile, lineage: Mapping[str, str], repor
         for name in {path.relative_to(target) for path in target.rglob("*") if path.is_file()} - set(kept_files(target)):
             (target / name).unlink()
         for part, names in parts.items():
+            # Published indexes name diffusers' own module for AudioLDM 2, `audioldm2`, in its place.
             library = index.get(part, ["transformers"])[0]
-            path = target / part / ("diffusion_pytorch_model.safetensors" if library == "diffusers" else "model.safetensors")
+            path = target / part / (DIFFUSERS_FILE if library in ("diffusers", "audioldm2") else TRANSFORMERS_FILE)
             if not kept_names([f"{part}/{path.name}"], index):
                 continue
             path.parent.mkdir(exist_ok=True)

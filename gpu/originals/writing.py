@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def appearing(destination: Path, *, size_bytes: int = 0) -> Iterator[Path]:
         require_space(destination.parent, size_bytes)
         temporary = destination.with_name(f".tmp-{os.getpid()}-{destination.name}")
         _remove(temporary)
+        _remove_abandoned(destination)
         try:
             yield temporary
             _sync(temporary)
@@ -208,6 +210,24 @@ def _write_values(file: Any, tensor: Planned, on_bytes: OnBytes) -> None:
         on_bytes(len(piece))
     if written != tensor.entry.size_bytes:
         raise RuntimeError(f"{tensor.name} gave {written} bytes, {tensor.entry.size_bytes} were announced")
+
+
+def _remove_abandoned(destination: Path) -> None:
+    """What processes that were killed have left half-written of the same result."""
+    for path in destination.parent.glob(f".tmp-*-{escape(destination.name)}"):
+        owner = path.name.removeprefix(".tmp-").removesuffix(f"-{destination.name}")
+        if owner.isdigit() and not _is_alive(int(owner)):
+            _remove(path)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return pid > 0
 
 
 def _remove(path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from diffusers import AudioLDM2Pipeline
+from safetensors.torch import load_file, save_file
 
 from gpu.conditioning import PromptEmbeds
 from gpu.config import GenerateConfig, GenerateJob, ModelRef
@@ -225,3 +226,27 @@ def test_a_failure_is_the_last_event_and_exit_code_one(tmp_path):
     assert main([str(tmp_path)]) == 1
     last = list(read_events(tmp_path))[-1]
     assert (last.type, last.data["code"]) == ("failed", "checkpoint.unrecognised")
+
+
+def with_weights(tiny, folder, part: str, change):
+    """The tiny model with other weights in one part, as a folder that came in before anybody looked."""
+    shutil.copytree(tiny, folder)
+    path = next((folder / part).glob("*.safetensors"))
+    state = load_file(path)
+    change(state)
+    save_file(state, path, metadata={"format": "pt"})
+    return folder
+
+
+def test_a_model_that_answers_with_no_numbers_fails_in_words_and_leaves_no_silence(tiny, tmp_path):
+    model = with_weights(tiny, tmp_path / "model", "unet", lambda state: state["conv_in.bias"].fill_(float("nan")))
+    with pytest.raises(Fault, match="2 of 2 sounds") as caught:
+        generate(tmp_path / "out", job(model, num_waveforms_per_prompt=2))
+    assert caught.value.code == "generation.not_finite"
+    assert list((tmp_path / "out").glob("*.wav")) == []
+
+
+def test_a_sound_that_is_all_silence_is_flagged(tiny, tmp_path):
+    model = with_weights(tiny, tmp_path / "model", "vocoder", lambda state: [state[name].zero_() for name in state if name.startswith("conv_post")])
+    events = generate(tmp_path / "out", job(model))
+    assert [event.data["flags"] for event in events if event.type == "waveform"] == [["silent"]]

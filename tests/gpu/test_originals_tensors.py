@@ -199,7 +199,7 @@ def test_what_a_file_is_instead_is_said(tmp_path, content, words):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ({"model": {"a": torch.ones(1)}, "iter_num": 5}, "holds model, iter_num"), ({"state": {}, "param_groups": []}, "optimizer"),
+        ({"net_g": {"a": torch.ones(1)}, "iter_num": 5}, "holds net_g, iter_num"), ({"state": {}, "param_groups": []}, "optimizer"),
         ([torch.ones(1)], "a list"), (torch.nn.Linear(1, 1), "torch.nn.modules.linear.Linear"), ({}, "nothing"),
     ],
 )  # fmt: skip
@@ -207,6 +207,48 @@ def test_a_torch_file_without_a_state_dict_says_what_it_holds(tmp_path, value, w
     torch.save(value, tmp_path / "x.pt")
     with pytest.raises(Fault, match=words):
         open_tensors(tmp_path / "x.pt")
+
+
+UNET = "model.diffusion_model.out.2.bias"
+
+
+@pytest.mark.parametrize(
+    ("value", "prefix", "words"),
+    [
+        ({"state_dict": {f"module.{UNET}": 1, "module.betas": 2}}, "module.", "`module.`"),
+        ({"state_dict": {f"_orig_mod.module.{UNET}": 1, "_orig_mod.module.betas": 2}}, "_orig_mod.module.", "`_orig_mod.`, `module.`"),
+        ({"model": {UNET: 1, "betas": 2}, "optimizer": {"lr": 1}}, "", "`model`"),
+        ({"ema": {UNET: 1, "betas": 2}, "weights": {UNET: 3, "betas": 4}}, "", "`weights`; those under `ema` were not read"),
+        ({"params": {UNET: 1, "betas": 2}}, "", "`params`"),
+        ({"module": {"state_dict": {UNET: 1, "betas": 2}}}, "", "`module.state_dict`"),
+        ({f"weights.{UNET}": 1, "weights.betas": 2}, "weights.", "`weights.`"),
+        ({f"model.{UNET}": 1, "model.betas": 2}, "model.", "`model.`"),
+    ],
+)  # fmt: skip
+def test_what_a_trainer_wraps_a_model_in_is_taken_off_and_said(tmp_path, value, prefix, words):
+    def filled(item):
+        return {key: filled(inner) for key, inner in item.items()} if isinstance(item, dict) else torch.tensor([float(item)])
+
+    torch.save(filled(value), tmp_path / "x.ckpt")
+    with open_tensors(tmp_path / "x.ckpt") as file:
+        assert list(file.names) == [UNET, "betas"]
+        assert file.array("betas") - file.array(UNET) == 1
+        assert file.stored.get("betas", "betas") == f"{prefix}betas"
+        assert len(file.wrapped) == 1 and words in file.wrapped[0]
+
+
+def test_what_torch_compile_marks_inside_a_name_is_taken_off(tmp_path):
+    names = ["model._orig_mod.diffusion_model.out.2.bias", "model_ema._orig_moddiffusion_modelout2bias", "betas"]
+    save_file({name: torch.ones(1) for name in names}, tmp_path / "x.safetensors")
+    with open_tensors(tmp_path / "x.safetensors") as file:
+        assert set(file.names) == {UNET, "model_ema.diffusion_modelout2bias", "betas"}
+
+
+@pytest.mark.parametrize("names", [["module.a", "b"], ["model.diffusion_model.a", "model.b"], ["model.layers.0.a", "model.layers.1.a"], ["a._orig_mod.b", "a.b"]])
+def test_names_that_do_not_agree_or_belong_to_the_model_stay(tmp_path, names):
+    save_file({name: torch.ones(1) for name in names}, tmp_path / "x.safetensors")
+    with open_tensors(tmp_path / "x.safetensors") as file:
+        assert (set(file.names), file.wrapped, file.stored) == (set(names), (), {})
 
 
 def test_a_missing_file_is_the_users_to_find(tmp_path):

@@ -449,13 +449,31 @@ def test_an_honest_file_in_another_form_is_known(original, tmp_path: Path, form:
     assert facts.dtype == {"fp16": "F16", "bf16": "BF16"}.get(form, "F32")
 
 
-@pytest.mark.parametrize("form", ["module.", "under model"])
-def test_weights_under_other_names_are_refused_by_the_names(read, tmp_path: Path, form: str) -> None:
-    state = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(128, 8, 3, 3)}
-    content = {"model": state} if form == "under model" else {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}
-    torch.save(content, tmp_path / "model.ckpt")
+@pytest.mark.parametrize("form", ["module.", "_orig_mod.", "under model", "under ema"])
+def test_weights_in_what_a_trainer_wraps_them_in_come_in_and_go_out_under_their_names(original, tmp_path: Path, form: str) -> None:
+    from gpu.config import ExportJob, ModelRef
+    from gpu.originals.convert import convert
+    from gpu.originals.export import export
+    from gpu.originals.tensors import open_tensors
 
-    assert form.split()[-1].strip(".") in refused(read(tmp_path / "model.ckpt")).message
+    small = original("audioldm-s")
+    state = torch.load(small.path, weights_only=True)["state_dict"]
+    prefix, _, key = form.partition("under ")
+    state = {prefix + name: tensor for name, tensor in state.items()}
+    torch.save({key or "state_dict": state}, tmp_path / "wrapped.ckpt")
+    job = ConvertJob(source=str(tmp_path / "wrapped.ckpt"), destination=str(tmp_path / "model"), tokenizers=str(small.tokenizers))
+    facts = convert(job, lambda *_: None)
+    assert f"`{prefix or key}`" in facts.original["facts"]["warnings"][0]
+    assert f"`{prefix or key}`" in (tmp_path / "model" / "README.md").read_text()
+
+    export(ExportJob(model=ModelRef(base=str(tmp_path / "model")), format="ckpt", destination=str(tmp_path / "again.ckpt")), lambda *_: None)
+    again = torch.load(tmp_path / "again.ckpt", weights_only=True)["state_dict"]
+    assert list(again) == list(state)
+    assert all(torch.equal(again[name], state[name]) for name in state)
+    with open_tensors(tmp_path / "again.ckpt") as file:
+        assert "model.diffusion_model.out.2.weight" in file.names
+    for path in tmp_path.glob("*.ckpt"):
+        path.unlink()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
