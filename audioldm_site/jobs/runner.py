@@ -107,6 +107,8 @@ class _Child:
         self.job, self.command = job, command
         self.log_path = job.folder / LOG_FILE
         self.returncode: int | None = None
+        self.free_bytes: int | None = None
+        """On its disk when it was found to have ended. Later there may be room again: rows on a full disk wait for that too."""
 
     def __enter__(self) -> _Child:
         with open(self.log_path, "ab", buffering=0) as log_file:
@@ -134,9 +136,12 @@ class _Child:
     def is_over(self) -> bool:
         """Whether it has ended; it stays a zombie, and its process id its own, until the `with` block is left."""
         try:
-            return self._state.status() == psutil.STATUS_ZOMBIE
+            is_over = self._state.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
-            return True
+            is_over = True
+        if is_over and self.free_bytes is None:
+            self.free_bytes = shutil.disk_usage(self.job.folder).free
+        return is_over
 
     def end(self) -> None:
         """SIGTERM, then SIGKILL, to the whole group."""
@@ -250,9 +255,8 @@ def _judge(job: Job, child: _Child) -> None:
 
 def _death(child: _Child) -> Fault:
     code = child.returncode
-    free_bytes = shutil.disk_usage(child.job.folder).free
-    if code is not None and code > 0 and free_bytes < FULL_DISK_BYTES:
-        words = f"the process ended with exit code {code} and could not say why: {free_bytes} bytes are free under {child.job.folder}"
+    if code is not None and code > 0 and child.free_bytes is not None and child.free_bytes < FULL_DISK_BYTES:
+        words = f"the process ended with exit code {code} and could not say why: {child.free_bytes} bytes were free under {child.job.folder}"
         return Fault("disk.full", f"{words}\n{log_tail(child.log_path)}".strip(), operator=True)
     if code == -signal.SIGKILL:
         how = "was killed (SIGKILL): by somebody, or by the system because the memory ran out"

@@ -319,15 +319,24 @@ def _power_cut(world: World, job, rng: random.Random) -> None:
 
 @contextlib.contextmanager
 def _full(world: World, *, kept_bytes: int) -> Iterator[None]:
-    """The studio's disk with no more free than this."""
-    ballast = world.studio.data / "ballast"
-    free = shutil.disk_usage(world.studio.data).free - kept_bytes
-    if free > 0:
-        with open(ballast, "wb") as file, contextlib.suppress(OSError):
-            os.posix_fallocate(file.fileno(), 0, free)
+    """The studio's disk with no more free than this, whatever is deleted meanwhile."""
+    ballast, enough = world.studio.data / "ballast", threading.Event()
+
+    def fill() -> None:
+        with open(ballast, "wb") as file:
+            while not enough.wait(0.02):
+                more = shutil.disk_usage(world.studio.data).free - kept_bytes
+                if more > 0:
+                    with contextlib.suppress(OSError):
+                        os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, more)
+
+    filler = threading.Thread(target=fill, daemon=True)
+    filler.start()
     try:
         yield
     finally:
+        enough.set()
+        filler.join()
         ballast.unlink(missing_ok=True)
 
 
@@ -665,8 +674,8 @@ class World:
 
         return services.create_dataset(source=self.zip, name=f"tones {rng.randrange(10**9)}", owner=self.owner, origin="imported")
 
-    def make_upload(self, rng: random.Random) -> Upload:
-        upload = Upload(self.studio.port, self.token, self.large_zip.read_bytes(), name=f"sent {rng.randrange(10**9)}", pause_s=rng.uniform(0.1, 0.3))
+    def make_upload(self, rng: random.Random, *, pause_s: float) -> Upload:
+        upload = Upload(self.studio.port, self.token, self.large_zip.read_bytes(), name=f"sent {rng.randrange(10**9)}", pause_s=pause_s)
         upload.start()
         return upload
 
@@ -891,7 +900,7 @@ def play(world: World, fault: Fault, rng: random.Random, *, real: bool) -> None:
     world.studio.ensure_ready()
     world.damaged = None
     kind = "training" if real else rng.choice(fault.kinds)
-    world.upload = world.make_upload(rng) if fault.uploading or rng.random() < 0.3 else None
+    world.upload = world.make_upload(rng, pause_s=0.6 if fault.uploading else rng.uniform(0.1, 0.3)) if fault.uploading or rng.random() < 0.3 else None
     target = world.make_real(rng) if real else getattr(world, f"make_{kind}")(rng, **fault.config)
     bystander = rng.choice([world.make_training, world.make_generation, world.make_conversion])(rng) if not real else None
     dataset = world.make_dataset(rng) if rng.random() < 0.3 else None

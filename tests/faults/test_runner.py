@@ -397,3 +397,12 @@ def test_a_log_that_cannot_be_kept_does_not_end_the_run(make_run, tmp_path, monk
     run = supervise(make_run(in_line=False), script(tmp_path, talk))
 
     assert "exit code 7" in run.error_detail
+
+
+def test_a_disk_that_was_full_when_the_child_ended_is_named_although_there_is_room_again(make_run, tmp_path, monkeypatch):
+    free = iter([0])  # rows that lie on the same disk are written only when somebody has made room
+    monkeypatch.setattr(runner.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, next(free, 10**9)))
+
+    run = supervise(make_run(in_line=False), script(tmp_path, "raise SystemExit(1)"))
+
+    assert (run.status, run.error_code) == (Status.FAILED, "disk.full")

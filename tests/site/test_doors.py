@@ -13,7 +13,7 @@ from django.urls import URLPattern, URLResolver, get_resolver
 from audioldm_site.asgi import application
 from audioldm_site.jobs.lifecycle import job_models
 
-OPEN = {"login/", "health/live", "health/ready", "admin/login/"}
+OPEN = {"login/", "health/live", "health/ready", "admin/login/", "favicon.ico"}
 """What nobody in particular may see. `setup/` too, but only with its one-time token, and `metrics` from this machine."""
 SAMPLES = {"uuid": str(uuid.UUID(int=7)), "int": "1", "slug": "x", "path": "x", "str": "x"}
 

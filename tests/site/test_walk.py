@@ -125,7 +125,7 @@ def things(alice, dataset, tmp_path, settings) -> Things:
     for job in (generation, conversion, evaluation, listening):
         for place in ("", "sounds/checkpoint", "pairs"):
             (job.folder / place).mkdir(parents=True, exist_ok=True)
-            for name in ("0.wav", "0000.wav", "0000-0.wav", "0000-1.wav"):
+            for name in ("0.wav", "0000.wav", "0000-0.wav", "0000-1.wav", "0001-0.wav", "0001-1.wav"):
                 (job.folder / place / name).write_bytes(wav_bytes(tone(440, 0.2)))
     upload = uploads.create_upload(owner=alice, kind="dataset", filename=f"{MARK}.zip", length=10)
     ApiToken.objects.all().delete()
