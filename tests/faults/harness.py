@@ -325,10 +325,13 @@ def _full(world: World, *, kept_bytes: int) -> Iterator[None]:
     def fill() -> None:
         with open(ballast, "wb") as file:
             while not enough.wait(0.02):
-                more = shutil.disk_usage(world.studio.data).free - kept_bytes
-                if more > 0:
-                    with contextlib.suppress(OSError):
-                        os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, more)
+                # In pieces: what a system cannot allocate whole it gives back whole, and the disk would look empty for a moment.
+                piece = 2**23
+                while piece >= 4096 and (more := shutil.disk_usage(world.studio.data).free - kept_bytes) > 0:
+                    try:
+                        os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, min(piece, more))
+                    except OSError:
+                        piece //= 4
 
     filler = threading.Thread(target=fill, daemon=True)
     filler.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from base64 import b64encode
 from typing import Any
 from urllib.parse import quote
 
@@ -20,6 +21,7 @@ from audioldm_site.accounts import tokens
 from audioldm_site.accounts.models import ApiToken
 from audioldm_site.api import auth
 from audioldm_site.jobs.live import MAX_DIGITS, event_number
+from audioldm_site.uploads import services as uploads
 from generation_app.models import Generation
 from gpu.config import FinetuneConfig, GenerateConfig
 from tests.fuzz.cases import bounded, cases
@@ -166,6 +168,42 @@ def test_sockets_answer_whatever_is_asked(alice, things, settings):
         async_to_sync(talk)()
 
     test_socket_queries()
+
+
+TUS_HEADERS = {
+    "Tus-Resumable": st.sampled_from(["1.0.0"] * 5 + ["0.2.2", ""]),
+    "Upload-Offset": st.sampled_from(["0", "1", "5", "-1", "9" * 30, "٣", "x"]),
+    "Upload-Length": st.sampled_from(["0", "1", "10", "-1", "1e3", "9" * 30, "99999999999999"]),
+    "Upload-Metadata": st.text(max_size=40) | st.binary(max_size=30).map(lambda value: "kind ZGF0YXNldA==,filename " + b64encode(value).decode()),
+    "Upload-Checksum": st.sampled_from(["sha256 AAAA", "sha1", "md5 x", "sha256 " + "A" * 5000]) | st.text(max_size=20),
+    "X-HTTP-Method-Override": st.sampled_from(["PATCH", "DELETE", "TRACE", "é", "x" * 300]),
+}
+
+
+def test_uploads_answer_whatever_a_client_says(alice, settings, monkeypatch):
+    monkeypatch.setattr(auth, "rate", auth.Rate())
+    settings.ENVIRONMENT = type(settings.ENVIRONMENT).read({"API_RATE_PER_MINUTE": "1000000"})
+    begun = uploads.create_upload(owner=alice, kind="dataset", filename="a.zip", length=10)
+    client = logged_in(alice)
+
+    @cases(100, 1500)
+    @given(
+        method=st.sampled_from(["POST", "PATCH", "HEAD", "GET", "DELETE", "OPTIONS", "PUT"]),
+        place=st.sampled_from(["/uploads/", f"/uploads/{begun.pk}/", f"/uploads/{uuid.UUID(int=7)}/"]),
+        headers=st.fixed_dictionaries({}, optional=TUS_HEADERS),
+        body=st.binary(max_size=30),
+        kind=st.sampled_from(["application/offset+octet-stream"] * 3 + ["text/plain", "multipart/form-data; boundary=x", ""]),
+    )
+    @bounded
+    def test_uploads(method, place, headers, body, kind) -> None:
+        answer = ask(client, method, place, body, content_type=kind, headers=headers)
+        assert answer.status_code < 500 or answer.status_code == 507, (method, place, headers)
+        if answer.status_code >= 400 and answer.content:
+            assert answer.headers["Content-Type"].startswith("application/problem+json"), (place, answer.content[:200])
+        begun.folder.mkdir(exist_ok=True)
+        begun.part.touch()
+
+    test_uploads()
 
 
 def _urlencoded(form: dict[str, Any]) -> str:
