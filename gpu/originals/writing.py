@@ -38,8 +38,11 @@ class Planned:
 
 
 def require_space(folder: Path, size_bytes: int) -> None:
-    """Raises Fault `disk.full` when a result of that size does not fit under `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Raises Fault `disk.full` when a result of that size does not fit under `folder`; `file.unusable` when that cannot be a folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise Fault("file.unusable", f"{folder} is no folder, or lies below a file: nothing can be written there") from None
     free = shutil.disk_usage(folder).free
     if size_bytes + FREE_SPACE_MARGIN_BYTES > free:
         raise Fault(
