@@ -55,10 +55,10 @@ class LeaseBroker(ORM):
             self.get_connection().filter(pk=self.held).update(lock=_lease_end())
 
     def release(self) -> None:
-        """Put the held task back at the head of the line."""
-        if self.held:
-            self.get_connection().filter(pk=self.held).update(lock=FIRST_IN_LINE)
-            self._held.value = 0
+        """Put the held task back at the head of the line. Where the database is away its lease ends by itself; renewed it would be held for ever."""
+        held, self._held.value = self.held, 0
+        if held:
+            self.get_connection().filter(pk=held).update(lock=FIRST_IN_LINE)
 
     def delete(self, task_id: int) -> None:
         super().delete(task_id)

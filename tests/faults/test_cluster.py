@@ -6,10 +6,12 @@ import signal
 from datetime import timedelta
 
 import pytest
+from django.db import OperationalError, connection
 from django.utils import timezone
 from django_q.models import OrmQ
 
 from audioldm_site.jobs import queue
+from audioldm_site.jobs.broker import LeaseBroker
 from audioldm_site.jobs.models import Status
 from tests.faults.conftest import assert_whole, family, is_running, kill, reached, status_is, steps_of, the_trainer, the_worker, wait_for
 
@@ -171,3 +173,18 @@ def test_a_call_that_was_cut_off_is_made_again(start_cluster, tmp_path) -> None:
     wait_for(lambda: not OrmQ.objects.exists())
     assert (tmp_path / "done.txt").read_text() == "done\n"
 
+
+def test_a_task_that_could_not_be_given_back_is_not_held_for_ever(make_run):
+    make_run()
+    broker = LeaseBroker("training")
+    ((row, _),) = broker.dequeue()
+
+    def away(execute, sql, params, many, context):
+        raise OperationalError("the server closed the connection")
+
+    with connection.execute_wrapper(away), pytest.raises(OperationalError):
+        broker.release()
+
+    assert broker.held == 0
+    OrmQ.objects.update(lock=timezone.now())  # its lease has ended
+    assert broker.dequeue()[0][0] == row
