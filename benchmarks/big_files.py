@@ -34,6 +34,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "big_files.json"
 PIECE_BYTES = 16 * 1024**2
 BLOCK_BYTES = 1024**2
 CUT_SHARE = 0.05
@@ -84,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gb", type=float, default=2.0, help="size of the file, in 10^9 bytes; 8 is the long form")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=RESULT)
     arguments = parser.parse_args()
     size, chance = int(arguments.gb * 10**9), random.Random(arguments.seed)
     folder = Path(tempfile.mkdtemp(prefix="studio-big-files-"))
@@ -93,7 +95,7 @@ def main() -> None:
             rows = list(_parts(studio, folder, size=size, digest=digest, chance=chance))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    _report(rows, size=size)
+    _report(rows, size=size, command=f"python -m benchmarks.big_files --gb {arguments.gb:g} --seed {arguments.seed}", output=arguments.output)
     if any(row["peak_bytes"] > LIMIT_BYTES or row["equal"] is False for row in rows):
         raise SystemExit("the web process took too much, or a file arrived changed")
 
@@ -150,7 +152,9 @@ def _upload(
             at = int(studio.request("HEAD", address)[1]["Upload-Offset"])
     about = json.loads(studio.request("GET", address)[2])
     source = studio.data_dir / "uploads" / about["id"] / "source"
-    return {"interruptions": interruptions, "equal": about["finished"] and _sha256(source) == digest, "peaks": peaks}
+    is_equal = about["finished"] and _sha256(source) == digest
+    source.unlink()  # 8 GB each; nobody imports them
+    return {"interruptions": interruptions, "equal": is_equal, "peaks": peaks}
 
 
 def _send_piece(studio: Studio, address: str, file, *, at: int, length: int) -> int:
@@ -247,7 +251,7 @@ def _download(studio: Studio, address: str, *, digest: str, chance: random.Rando
             while file.tell() < end and (block := answer.read(min(BLOCK_BYTES, end - file.tell()))):
                 file.write(block)
             connection.close()
-    return {"interruptions": len(cuts), "equal": _sha256(target) == digest}
+    return {"interruptions": len(cuts), "equal": _taken(target) == digest}
 
 
 def _curl(studio: Studio, address: str, *, digest: str, folder: Path) -> dict:
@@ -263,7 +267,7 @@ def _curl(studio: Studio, address: str, *, digest: str, folder: Path) -> dict:
             process.kill()
             process.wait()
             kills += 1
-    return {"interruptions": kills, "equal": _sha256(target) == digest}
+    return {"interruptions": kills, "equal": _taken(target) == digest}
 
 
 def _slow_readers(studio: Studio, address: str, *, seconds: float = 5.0) -> dict:
@@ -288,7 +292,8 @@ def _studio(folder: Path) -> Iterator[Studio]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     env = {**os.environ, "DATA_DIR": str(folder / "data"), "PORT": str(port), "ADMIN_PASSWORD": "a long enough password", "API_RATE_PER_MINUTE": "1000000"}
-    os.environ.update({"DATA_DIR": env["DATA_DIR"], "PORT": env["PORT"]})
+    env["DJANGO_SETTINGS_MODULE"] = "audioldm_site.settings"
+    os.environ.update({name: env[name] for name in ("DATA_DIR", "PORT", "DJANGO_SETTINGS_MODULE")})
     subprocess.run([sys.executable, "manage.py", "migrate", "-v0"], cwd=ROOT, env=env, check=True)
     with open(folder / "serve.log", "wb") as log:
         process = subprocess.Popen([sys.executable, "manage.py", "serve", "--no-workers"], cwd=ROOT, env=env, stdout=log, stderr=log)
@@ -328,6 +333,13 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _taken(path: Path) -> str:
+    """The hash of what came back, which has no further use."""
+    digest = _sha256(path)
+    path.unlink()
+    return digest
+
+
 def _blocks(file, length: int) -> Iterator[bytes]:
     while length and (block := file.read(min(BLOCK_BYTES, length))):
         length -= len(block)
@@ -347,11 +359,10 @@ def _b64(value: bytes) -> str:
     return base64.b64encode(value).decode()
 
 
-def _report(rows: list[dict], *, size: int) -> None:
-    from benchmarks.report import RESULTS, machine
+def _report(rows: list[dict], *, size: int, command: str, output: Path) -> None:
+    from benchmarks.report import machine
 
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "big_files.json").write_text(json.dumps({"machine": machine(), "size_bytes": size, "results": rows}, indent=1) + "\n")
+    output.write_text(json.dumps({"command": command, "machine": machine(), "size_bytes": size, "results": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -71,7 +71,8 @@ def big_files(result: dict[str, Any]) -> str:
         ]
         for row in result["results"]
     ]
-    return table([f"{result['size_bytes'] / 1e9:g} GB", "seconds", "interruptions", "arrived equal", "peak of the web process"], rows)
+    said = f"`{result['command']}`, {result['machine']['at'][:10]}, {result['machine']['cpus']} cores at a load of {result['machine']['load']:.0f} when it ended; the seconds are no speed test."
+    return said + "\n\n" + table([f"{result['size_bytes'] / 1e9:g} GB", "seconds", "interruptions", "arrived equal", "peak of the web process"], rows)
 
 
 BLOCKS: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
