@@ -129,13 +129,15 @@ def build_unet(architecture: Architecture) -> AudioLDM2UNet2DConditionModel:
     # The leading None is self-attention. Without it index 1, the T5 states, would silently be ignored: the UNet sends
     # position 0 and 1 of this list to GPT-2's states and only positions from 2 on to T5's.
     attends_to = [None, architecture.gpt2["n_embd"], architecture.t5["d_model"]]
+    types = {
+        "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * (levels - 1),
+        "up_block_types": ["CrossAttnUpBlock2D"] * (levels - 1) + ["UpBlock2D"],
+    }
     return AudioLDM2UNet2DConditionModel(
         in_channels=architecture.vae["latent_channels"],
         out_channels=architecture.vae["latent_channels"],
-        down_block_types=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * (levels - 1),
-        up_block_types=["CrossAttnUpBlock2D"] * (levels - 1) + ["UpBlock2D"],
         cross_attention_dim=[attends_to] * levels,
-        **architecture.unet,
+        **{**types, **architecture.unet},
     )
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from transformers import ClapFeatureExtractor, ClapModel, RobertaTokenizer
 
 from gpu.architectures import CLAP_FEATURES, Architecture, build_clap
-from gpu.pretrain.corpus import ARTICLES, Corpus
+from gpu.pretrain.corpus import Corpus
 from gpu.pretrain.recipe import ClapRecipe
 from gpu.pretrain.training import Announce, Training, cosine, set_learning_rate
+from gpu.pretrain.wording import ARTICLES
 
 
 def train_clap(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AudioLDM2Pipeline
 
@@ -15,16 +15,15 @@ from gpu.errors import Fault
 from gpu.events import CHECKPOINT, FAILED, FINISHED, PROGRESS, STARTED, EventWriter
 from gpu.pretrain.clap import train_clap
 from gpu.pretrain.corpus import Corpus
-from gpu.pretrain.diffusion import LATENTS, train_diffusion
+from gpu.pretrain.diffusion import train_diffusion
 from gpu.pretrain.examples import prepare_examples
 from gpu.pretrain.export import export
-from gpu.pretrain.grain import train_grain, widened
 from gpu.pretrain.recipe import Recipe
 from gpu.pretrain.training import Announce
 from gpu.pretrain.vae import round_trip_error, train_vae
 from gpu.pretrain.vocoder import convert_vocoder
 
-STAGES = ("vae", "vocoder", "clap", "diffusion", "grain")
+STAGES = ("vae", "vocoder", "clap", "diffusion")
 
 
 def run(argv: list[str]) -> int:
@@ -32,8 +31,8 @@ def run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m gpu pretrain", description=__doc__)
     parser.add_argument("recipe", type=Path, help="JSON, as gpu/recipes/starter.json")
     parser.add_argument("run_dir", type=Path, help="where states, events and the finished model go; run again to go on")
-    parser.add_argument("--data", type=Path, required=True, help="zip of recordings")
-    parser.add_argument("--registry", type=Path, help="CSV of the recordings; beside the zip when not given")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="zips of recordings")
+    parser.add_argument("--registry", type=Path, nargs="+", help="CSV of each zip's recordings; beside the zips when not given")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to run")
     parser.add_argument("--threads", type=int, default=2, help="processor threads")
     arguments = parser.parse_args(argv)
@@ -53,8 +52,9 @@ def run(argv: list[str]) -> int:
 
     events.write(STARTED, recipe=arguments.recipe.name)
     try:
-        registry = arguments.registry or _beside(arguments.data)
-        pipeline = pretrain(recipe, arguments.run_dir, data=arguments.data, registry=registry, until=arguments.until, announce=announce)
+        registries = arguments.registry or map(_beside, arguments.data)
+        sources = list(zip(arguments.data, registries, strict=True))
+        pipeline = pretrain(recipe, arguments.run_dir, sources=sources, until=arguments.until, announce=announce)
         if pipeline is not None:
             folder = export(pipeline, arguments.run_dir / "model", studio=recipe.studio)
             events.write(CHECKPOINT, path=str(folder))
@@ -67,7 +67,7 @@ def run(argv: list[str]) -> int:
 
 
 def pretrain(
-    recipe: Recipe, run_dir: Path, *, data: Path, registry: Path, until: str = STAGES[-1], announce: Announce
+    recipe: Recipe, run_dir: Path, *, sources: Sequence[tuple[Path, Path]], until: str = STAGES[-1], announce: Announce
 ) -> AudioLDM2Pipeline | None:
     """All stages up to `until`; the finished pipeline, or None when `until` is not the last.
 
@@ -75,8 +75,7 @@ def pretrain(
         Fault: the vocoder's package is missing.
     """
     corpus = Corpus(
-        data,
-        registry,
+        sources,
         mel=recipe.architecture.mel,
         duration_s=recipe.clip_duration_s,
         seed=recipe.seed,
@@ -101,13 +100,6 @@ def pretrain(
     if until == "clap":
         return None
     train_diffusion(recipe.diffusion, pipeline, examples, run_dir, seed=recipe.seed, announce=announce)
-    if until == "diffusion":
-        return None
-    if recipe.grain is None:
-        return pipeline
-    latents = np.load(run_dir / LATENTS)
-    grained = train_grain(recipe.grain, vae, latents, examples, run_dir, seed=recipe.seed, announce=announce)
-    pipeline.register_modules(vae=grained, unet=widened(pipeline.unet, recipe.grain.noise_channels))
     return pipeline
 
 

@@ -10,6 +10,7 @@ import csv
 import io
 import zipfile
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +21,14 @@ import soxr
 from gpu.mel import MelConfig, prepare_waveform
 from gpu.pretrain.synthesis import SAMPLE_RATE_HZ as SYNTHESIS_RATE_HZ
 from gpu.pretrain.synthesis import synthesise
-
-ARTICLES = ("a ", "an ", "the ")
+from gpu.pretrain.wording import reworded
 
 
 @dataclass(frozen=True)
 class Clip:
     """One recording of the corpus."""
 
+    archive: int
     path: str
     caption: str
     category: str
@@ -42,23 +43,23 @@ class Example:
     kind: str
 
 
-def read_registry(path: Path) -> list[Clip]:
-    """The clips that may be trained on.
+def read_registry(path: Path, *, archive: int = 0) -> list[Clip]:
+    """The clips of the archive of that number that may be trained on.
 
     Left out: the demo dataset (`in_demo` is 1) and any clip cut from the same recording as one of it, known by its address.
     """
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     demo_urls = {row["url"] for row in rows if row["in_demo"] == "1" and row["url"].startswith("http")}
-    return [Clip(row["audio"], row["caption"], row["category"]) for row in rows if row["in_demo"] == "0" and row["url"] not in demo_urls]
+    return [Clip(archive, row["audio"], row["caption"], row["category"]) for row in rows if row["in_demo"] == "0" and row["url"] not in demo_urls]
 
 
 class Corpus:
     """Numbered training examples.
 
     Args:
-        archive: a zip of recordings.
-        registry: CSV with the columns audio, caption, category, url, in_demo; `audio` is a path in the archive.
+        sources: zips of recordings, each with its registry: a CSV with the columns audio, caption, category, url, in_demo;
+            `audio` is a path in the archive.
         shares: how often each category is drawn, `synthetic` being the sounds made in code. A category of the registry
             that is not named shares in `other`.
         mixture_share: how many examples are two sounds at once.
@@ -67,8 +68,7 @@ class Corpus:
 
     def __init__(
         self,
-        archive: Path,
-        registry: Path,
+        sources: Sequence[tuple[Path, Path]],
         *,
         mel: MelConfig,
         duration_s: float,
@@ -82,9 +82,9 @@ class Corpus:
         self.seed = seed
         self.shares = shares
         self.mixture_share = mixture_share
-        self._archive = zipfile.ZipFile(archive)
-        self._decoded: dict[str, np.ndarray] = {}
-        clips = read_registry(registry)
+        self._archives = [zipfile.ZipFile(archive) for archive, _ in sources]
+        self._decoded: dict[Clip, np.ndarray] = {}
+        clips = [clip for number, (_, registry) in enumerate(sources) for clip in read_registry(registry, archive=number)]
         self.held_out = clips[::held_out_every]
         self._by_category: dict[str, list[Clip]] = defaultdict(list)
         for i, clip in enumerate(clips):
@@ -96,12 +96,12 @@ class Corpus:
         rng = np.random.default_rng([self.seed, index])
         if rng.random() >= self.mixture_share:
             samples, caption, kind = self._draw(rng)
-            return Example(self._prepare(samples, rng), _reworded(caption, rng), kind)
+            return Example(self._prepare(samples, rng), reworded(caption, rng), kind)
 
         (first, caption, kind), (second, other_caption, other_kind) = self._draw(rng), self._draw(rng)
         level = 10 ** (rng.uniform(-8, 8) / 20)
         mixture = self._prepare(first, rng) + level * self._prepare(second, rng)
-        return Example(self._prepare(mixture, rng), _reworded(f"{caption} and {other_caption}", rng), f"{kind}+{other_kind}")
+        return Example(self._prepare(mixture, rng), reworded(f"{caption} and {other_caption}", rng), f"{kind}+{other_kind}")
 
     def held_out_example(self, index: int) -> Example:
         """A recording that no training example contains, as it is."""
@@ -121,22 +121,13 @@ class Corpus:
 
     def _recording(self, clip: Clip) -> np.ndarray:
         """Decoded once, kept at half precision: the whole corpus takes a few hundred megabytes."""
-        if clip.path not in self._decoded:
-            samples, rate = sf.read(io.BytesIO(self._archive.read(clip.path)), dtype="float32", always_2d=True)
+        if clip not in self._decoded:
+            samples, rate = sf.read(io.BytesIO(self._archives[clip.archive].read(clip.path)), dtype="float32", always_2d=True)
             mono = soxr.resample(samples.mean(1), rate, SYNTHESIS_RATE_HZ)
-            self._decoded[clip.path] = mono.astype(np.float16)
-        return self._decoded[clip.path].astype(np.float32)
+            self._decoded[clip] = mono.astype(np.float16)
+        return self._decoded[clip].astype(np.float32)
 
     def _prepare(self, samples: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         # Mostly from the start: a sound begins when it is struck, and a generated one should too.
         anywhere = rng if rng is not None and rng.random() < 0.2 else None
         return prepare_waveform(samples, SYNTHESIS_RATE_HZ, self.mel, self.num_samples, anywhere)
-
-
-def _reworded(caption: str, rng: np.random.Generator) -> str:
-    """The caption as different people would type it: with or without its article, capital and full stop."""
-    if rng.random() < 0.3:
-        caption = next((caption[len(a) :] for a in ARTICLES if caption.startswith(a)), caption)
-    if rng.random() < 0.4:
-        caption = caption[:1].upper() + caption[1:]
-    return caption + "." if rng.random() < 0.1 else caption

@@ -26,12 +26,14 @@ class CorpusRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class VaeRecipe:
+    """`noise`: how much of it the latents get while the decoder learns, as its standard deviation; theirs is about 1."""
+
     train_batch_size: int
     crop_frames: int
     learning_rate: float
     lr_warmup_steps: int
     max_train_steps: int
-    kl_weight: float
+    noise: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,21 +69,8 @@ class DiffusionRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrainRecipe:
-    """`noise_channels` are added to the latents. `lr_decay_steps`: as in DiffusionRecipe."""
-
-    noise_channels: int
-    train_batch_size: int
-    crop_frames: int
-    learning_rate: float
-    lr_warmup_steps: int
-    lr_decay_steps: int
-    max_train_steps: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """`grain` may be null: then the VAE stays as its own stage left it. `studio` is written beside the finished model, for the program that offers it."""
+    """`studio` is written beside the finished model, for the program that offers it."""
 
     seed: int
     architecture: Architecture
@@ -90,7 +79,6 @@ class Recipe:
     vocoder: VocoderRecipe
     clap: ClapRecipe
     diffusion: DiffusionRecipe
-    grain: GrainRecipe | None
     studio: dict[str, Any]
 
     @classmethod
@@ -105,7 +93,6 @@ class Recipe:
             vocoder=VocoderRecipe(**raw.pop("vocoder")),
             clap=ClapRecipe(**raw.pop("clap")),
             diffusion=DiffusionRecipe(**raw.pop("diffusion")),
-            grain=GrainRecipe(**grain) if (grain := raw.pop("grain")) is not None else None,
             studio=raw.pop("studio"),
             **raw,
         )

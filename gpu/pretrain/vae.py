@@ -11,24 +11,30 @@ from torch import Tensor, nn
 
 from gpu.architectures import Architecture, build_vae
 from gpu.pretrain.examples import Examples
+from gpu.pretrain.linear import start_linear
 from gpu.pretrain.recipe import VaeRecipe
 from gpu.pretrain.training import Announce, Training, cosine, set_learning_rate
 
-TYPICAL_LOG_MEL = -6.0
+STATISTICS = 400
+"""Examples that decide the linear code."""
 
 
 def train_vae(
     recipe: VaeRecipe, architecture: Architecture, examples: Examples, folder: Path, *, seed: int, announce: Announce
 ) -> AutoencoderKL:
-    """Absolute error of the log mel, plus a touch of KL divergence that keeps the latents smooth.
+    """The encoder is the linear code of `start_linear` and stays so; the decoder learns, by the absolute error of the log mel.
+
+    It learns from latents with a little noise, because those that a diffusion model makes are never exact.
 
     Returns:
         the VAE in eval mode, with its scaling_factor = 1 / std of the latents, as the original sets it (`scale_by_std`).
     """
     torch.manual_seed(seed)
-    vae = build_vae(architecture).to(memory_format=torch.channels_last)
-    nn.init.constant_(vae.decoder.conv_out.bias, TYPICAL_LOG_MEL)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=1e-4)
+    vae = build_vae(architecture)
+    start_linear(vae, examples.batch(np.arange(min(STATISTICS, len(examples)))))
+    vae.requires_grad_(False).decoder.requires_grad_(True)
+    vae.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=1e-5)
     training = Training(
         folder / "vae.pt", parts={"vae": vae, "optimizer": optimizer}, max_steps=recipe.max_train_steps, seed=seed, announce=announce
     )
@@ -39,17 +45,14 @@ def train_vae(
         set_learning_rate(optimizer, recipe.learning_rate * share)
 
         mel = examples.crops(np.random.default_rng([seed, step]), recipe.train_batch_size, recipe.crop_frames)  # [B, 1, T, M]
-        posterior = vae.encode(mel.contiguous(memory_format=torch.channels_last)).latent_dist
-        latents = posterior.sample()  # [B, C, T/f, M/f]
-        error = (vae.decode(latents).sample - mel).abs().mean()
-        divergence = posterior.kl().mean() / latents[0].numel()
-        loss = error + recipe.kl_weight * divergence
+        latents = encode(vae, mel.contiguous(memory_format=torch.channels_last))  # [B, C, T/f, M/f]
+        error = (vae.decode(latents + recipe.noise * torch.randn_like(latents)).sample - mel).abs().mean()
 
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        error.backward()
+        nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
         optimizer.step()
-        training.report(error, kl=round(float(divergence.detach()), 2))
+        training.report(error)
 
     vae.eval()
     vae.register_to_config(scaling_factor=1 / float(encode(vae, examples.held_out).std()))

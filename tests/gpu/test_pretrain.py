@@ -3,7 +3,7 @@
 import csv
 import json
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -15,16 +15,19 @@ from diffusers import AudioLDM2Pipeline
 from transformers import ClapFeatureExtractor
 
 import gpu.pretrain
-from gpu.architectures import CLAP_FEATURES, build_unet, build_vae, build_vocoder
+from gpu.architectures import CLAP_FEATURES, build_vae, build_vocoder
 from gpu.pretrain.clap import clap_features, contrastive_loss
 from gpu.pretrain.corpus import Corpus, read_registry
-from gpu.pretrain.grain import energy_score, widened, with_noise_channels
+from gpu.pretrain.linear import start_linear
+from gpu.pretrain.soundfont import _midi, repeated
 from gpu.pretrain.synthesis import KINDS, SAMPLE_RATE_HZ, synthesise
 from gpu.pretrain.training import Ema, Training, cosine, trapezoid
 from gpu.pretrain.vocoder import renamed
+from gpu.pretrain.wording import OTHER_WORDS, reworded
 from gpu.tiny import tiny_architecture
 
-ARCHITECTURE = tiny_architecture(sample_rate_hz=22_050, n_mels=80, hop_length=256, vae_levels=3, prediction_type="v_prediction")
+TINY = tiny_architecture(sample_rate_hz=22_050, n_mels=80, hop_length=256, vae_levels=3, prediction_type="v_prediction")
+ARCHITECTURE = replace(TINY, vae={**TINY.vae, "block_out_channels": (16, 24, 32)})
 CLIP_FRAMES = 48
 
 
@@ -52,13 +55,11 @@ def recipe_file(tmp_path: Path) -> Path:
         "seed": 3,
         "architecture": asdict(ARCHITECTURE),
         "corpus": {"num_examples": 12, "clip_frames": CLIP_FRAMES, "shares": {"other": 1, "synthetic": 1}, "mixture_share": 0.2, "held_out_every": 3},
-        "vae": {"train_batch_size": 2, "crop_frames": 16, "learning_rate": 1e-3, "lr_warmup_steps": 1, "max_train_steps": 4, "kl_weight": 1e-4},
+        "vae": {"train_batch_size": 2, "crop_frames": 16, "learning_rate": 1e-3, "lr_warmup_steps": 1, "max_train_steps": 4, "noise": 0.05},
         "vocoder": {"package": "toy_hifigan", "weights": "generator.pt"},
         "clap": {"num_examples": 6, "train_batch_size": 3, "learning_rate": 1e-3, "lr_warmup_steps": 1, "max_train_steps": 3},
         "diffusion": {"train_batch_size": 3, "learning_rate": 1e-3, "lr_warmup_steps": 1, "lr_decay_steps": 2, "max_train_steps": 4,
                       "max_grad_norm": 1.0, "snr_gamma": None, "unconditional_share": 0.3, "ema_decay": 0.9},
-        "grain": {"noise_channels": 2, "train_batch_size": 2, "crop_frames": 16, "learning_rate": 1e-3, "lr_warmup_steps": 1, "lr_decay_steps": 2,
-                  "max_train_steps": 4},
         "studio": {"name": "miniature"},
     }  # fmt: skip
     path = tmp_path / "recipe.json"
@@ -114,7 +115,7 @@ def test_all_stages_lead_to_a_pipeline_that_makes_sound(recipe_file, tmp_path, c
     assert json.loads((tmp_path / "run/model/studio.json").read_text()) == {"name": "miniature"}
     events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
     assert events[0]["type"] == "started" and events[-1]["type"] == "finished"
-    assert {"vae", "clap", "diffusion", "grain"} <= {event["data"].get("stage") for event in events}
+    assert {"vae", "clap", "diffusion"} <= {event["data"].get("stage") for event in events}
 
 
 def test_a_run_stopped_in_each_stage_and_continued_equals_one_that_was_not(
@@ -131,12 +132,12 @@ def test_a_run_stopped_in_each_stage_and_continued_equals_one_that_was_not(
         report(self, loss, **more)
 
     monkeypatch.setattr(Training, "report", stop_at_third_step)
-    for _ in range(4):
+    for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             pretrain(recipe_file, tmp_path / "parts", corpus_files)
     pretrain(recipe_file, tmp_path / "parts", corpus_files)
 
-    assert stopped_in == {"vae", "clap", "diffusion", "grain"}
+    assert stopped_in == {"vae", "clap", "diffusion"}
     whole, parts = weights_of(tmp_path / "whole/model"), weights_of(tmp_path / "parts/model")
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -182,7 +183,7 @@ def test_neither_demo_clips_nor_cuts_from_their_recordings_are_trained_on(corpus
 def test_an_example_is_the_same_whenever_it_is_asked_for(corpus_files):
     def corpus() -> Corpus:
         return Corpus(
-            *corpus_files, mel=ARCHITECTURE.mel, duration_s=0.5, seed=1, shares={"other": 1.0, "synthetic": 1.0},
+            [corpus_files], mel=ARCHITECTURE.mel, duration_s=0.5, seed=1, shares={"other": 1.0, "synthetic": 1.0},
             mixture_share=0.5, held_out_every=3,
         )  # fmt: skip
 
@@ -222,55 +223,69 @@ def test_two_sounds_with_one_caption_are_both_right_for_it():
     assert loss == pytest.approx(2 / 3 * np.log(2), abs=1e-4)  # two captions share their certainty between two sounds
 
 
-def test_noise_channels_change_neither_what_the_encoder_says_of_the_others_nor_how_they_are_drawn():
+def test_a_vae_starts_as_the_best_linear_code_of_squares():
+    rng = np.random.default_rng(0)
+    pictures = torch.from_numpy(rng.standard_normal((6, 1, 16, 80)).cumsum(2).cumsum(3) / 8 - 6).float()
     torch.manual_seed(0)
     vae = build_vae(ARCHITECTURE).eval()
-    vae.register_to_config(scaling_factor=0.5)
-    picture = torch.randn(1, 1, 16, 80)
+    start_linear(vae, pictures)
 
-    wide = with_noise_channels(vae, 3)
+    with torch.no_grad():
+        latents = vae.encode(pictures).latent_dist.mode()
 
-    old, new = vae.encode(picture).latent_dist, wide.encode(picture).latent_dist
-    count = old.mean.shape[1]
-    torch.testing.assert_close(new.mean[:, :count], old.mean)
-    torch.testing.assert_close(new.std[:, :count], old.std)
-    assert (new.mean[:, count:] == 0).all()
-    torch.testing.assert_close(new.std[:, count:] * 0.5, torch.ones_like(new.std[:, count:]))  # unit noise after scaling
-    silent = torch.cat([old.mean, torch.zeros_like(new.mean[:, count:])], 1)
-    torch.testing.assert_close(wide.decode(silent).sample, vae.decode(old.mean).sample)
+    # By hand: the four first principal components of all 4 x 4 squares explain as much as the latents do.
+    squares = pictures.reshape(6, 4, 4, 20, 4).permute(0, 1, 3, 2, 4).reshape(-1, 16)
+    centred = (squares - squares.mean(0)).double()
+    explained = torch.linalg.svd(centred, full_matrices=False)[1].square()
+    flat = latents.permute(0, 2, 3, 1).reshape(-1, 4).double()
+    answer = torch.linalg.lstsq(flat, centred).solution
+    left = (centred - flat @ answer).square().sum()
+    assert float(left) == pytest.approx(float(explained[4:].sum()), rel=0.02)
+    assert float(latents.square().mean()) == pytest.approx(1, rel=0.05)
 
 
-def test_a_widened_unet_neither_hears_nor_moves_the_noise_channels():
+def test_a_linear_start_draws_pictures_that_it_never_saw():
+    rng = np.random.default_rng(1)
+    pictures = torch.from_numpy(rng.standard_normal((8, 1, 32, 80)).cumsum(2).cumsum(3) / 16 - 6).float()
     torch.manual_seed(0)
-    unet = build_unet(ARCHITECTURE).eval()
-    latents = torch.randn(1, unet.config.in_channels, 8, 8)
-    said = {
-        "encoder_hidden_states": torch.randn(1, 3, ARCHITECTURE.gpt2["n_embd"]),
-        "encoder_hidden_states_1": torch.randn(1, 3, ARCHITECTURE.t5["d_model"]),
-    }
+    vae = build_vae(ARCHITECTURE).eval()
+    start_linear(vae, pictures[:6])
 
-    moved = widened(unet, 2)(torch.cat([latents, torch.randn(1, 2, 8, 8)], 1), 500, **said).sample
+    with torch.no_grad():
+        drawn = vae.decode(vae.encode(pictures[6:]).latent_dist.mode()).sample
 
-    torch.testing.assert_close(moved[:, :-2], unet(latents, 500, **said).sample)
-    assert (moved[:, -2:] == 0).all()  # the velocity of unit noise in unit noise
+    assert float((drawn - pictures[6:]).square().mean()) < 0.1 * float(pictures[6:].var())
 
 
-def test_the_energy_score_rewards_draws_that_vary_as_much_as_the_truth():
-    truth = torch.randn(64, 1, 12, 12, generator=torch.Generator().manual_seed(0))
-    middle = torch.zeros_like(truth)
-    draws = torch.randn(2, 64, 1, 12, 12, generator=torch.Generator().manual_seed(1))
+def test_the_notes_of_a_soundfont_are_written_as_a_midi_file():
+    file = _midi([(1, 122, 60)], velocity=110)
 
-    scores = [float(energy_score(a, b, truth)) for a, b in ((middle, middle), tuple(draws), tuple(3 * draws))]
-
-    assert scores[1] == min(scores)
+    assert file[:14] == b"MThd\x00\x00\x00\x06\x00\x00\x00\x01\x01\xe0"  # one track, 480 ticks a quarter: 960 a second at 120 bpm
+    assert file[22:] == bytes.fromhex("00b00001 00c07a 00903c6e 9e00803c00 9e00ff2f00")  # 4 s are 3840 ticks: 9e 00
 
 
-def test_the_energy_score_is_hand_computed():
-    low, high, real = (torch.full((1, 1, 12, 12), value) for value in (0.0, 4.0, 1.0))
+def test_a_short_sound_is_repeated_with_pauses():
+    note = np.zeros(22_050, dtype=np.float32)
+    note[1000:1100] = 1
 
-    # At each patch size: mean(|0 - 1|, |4 - 1|) - |0 - 4| / 2 = 2 - 2.
-    assert float(energy_score(low, high, real)) == pytest.approx(0.0, abs=1e-4)
-    assert float(energy_score(low, low, real)) == pytest.approx(1.0, abs=1e-2)
+    samples = repeated(note, (0.5, 0.5), np.random.default_rng(0))
+
+    starts = np.flatnonzero(np.diff(samples > 0.1, prepend=False) & (samples > 0.1))
+    assert len(samples) == 4 * 22_050 and set(np.diff(starts)) == {100 + 11_025}
+
+
+def test_other_words_change_what_is_named_and_leave_the_rest():
+    said = {reworded("a dog barking and heavy rain", np.random.default_rng(seed)).lower().rstrip(".") for seed in range(60)}
+
+    assert "a dog barking and heavy rain" in said
+    assert any("hound" in caption for caption in said) and any("downpour" in caption for caption in said)
+
+
+def test_no_prompt_of_the_recognition_benchmark_in_other_words_is_trained_on():
+    prompts = json.loads((Path(__file__).parents[2] / "benchmarks/prompts.json").read_text())
+    held_out = {text for kind in prompts.values() for text in kind["other_words"]}
+
+    assert not held_out & {words for choices in OTHER_WORDS.values() for words in choices}
 
 
 def test_the_running_mean_of_weights_is_hand_computed():
