@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -42,19 +43,31 @@ def manage(tmp_path, *args: str, **env: str) -> subprocess.CompletedProcess[str]
     return subprocess.run([sys.executable, *args], cwd=ROOT, env=env, capture_output=True, text=True)
 
 
-def test_the_deployment_check_is_clean_behind_a_proxy(tmp_path):
-    proxied = {"HOST": "0.0.0.0", "ALLOWED_HOSTS": "studio.example", "BEHIND_HTTPS_PROXY": "true", "HSTS_SECONDS": "31536000"}
-    done = manage(tmp_path, "manage.py", "check", "--deploy", "--fail-level", "WARNING", **proxied)
+def documented(heading: str) -> dict[str, str]:
+    """The environment that the deployment page prints below a heading."""
+    section = (ROOT / "docs" / "deployment.md").read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [line.strip().split("=", 1) for line in section.splitlines() if re.fullmatch(r"\s*[A-Z_]+=.+", line)]
+    return {name: value.replace("<at least 12 characters>", secrets.token_urlsafe(12)) for name, value in lines}
+
+
+@pytest.mark.parametrize("heading", ["RunPod", "Behind a proxy of your own"])
+def test_the_deployment_check_is_clean_with_the_environment_that_the_page_prints(tmp_path, heading):
+    environment = documented(heading)
+    assert environment["HOST"] == "0.0.0.0"
+
+    done = manage(tmp_path, "manage.py", "check", "--deploy", "--fail-level", "WARNING", **environment)
 
     assert done.returncode == 0, done.stderr
     assert "no issues" in done.stdout
 
 
-def test_the_web_process_does_not_start_on_a_public_address_with_a_secret_that_can_be_guessed(tmp_path):
-    done = manage(tmp_path, "-m", "audioldm_site.web", HOST="0.0.0.0", PORT="1", SECRET_KEY="django-insecure-" + "x1y2z" * 10)
+@pytest.mark.parametrize("command", [["manage.py", "serve"], ["-m", "audioldm_site.web"]])
+def test_nothing_listens_on_a_public_address_with_debug_or_a_weak_secret(tmp_path, command):
+    for harm, code in (({"SECRET_KEY": "django-insecure-" + "x1y2z" * 10}, "studio.E003"), ({"DEBUG": "true"}, "studio.E002"), ({"ADMIN_PASSWORD": "password"}, "studio.E004")):
+        done = manage(tmp_path, *command, HOST="0.0.0.0", PORT="1", **harm)
 
-    assert done.returncode == 1
-    assert "studio.E003" in done.stderr and "x1y2z" not in done.stderr
+        assert done.returncode == 1 and code in done.stderr, (harm, done.stderr[-500:])
+        assert not any(value in done.stderr for name, value in harm.items() if name == "SECRET_KEY")
 
 
 @pytest.mark.parametrize(
