@@ -29,7 +29,7 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"postgres://studio@127.0.0.1:{self.port}/postgres"
-        self._control("init", "-o", "--username=studio --auth=trust --no-sync")
+        self._control("init", "-o", "--username=studio --auth=trust --no-sync --encoding=UTF8 --locale=C")
         self.start()
 
     def start(self) -> None:
