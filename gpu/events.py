@@ -31,7 +31,7 @@ TYPES = frozenset({STARTED, WAITING, PROGRESS, VALIDATED, CHECKPOINT, SAMPLE, WA
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One thing that a job said. `data` holds plain JSON values; NaN and infinity are written as null."""
+    """One thing that a job said. `data` holds plain JSON values; NaN and infinity are written as null, what is no text as U+FFFD or `?`."""
 
     seq: int
     attempt: int
@@ -41,7 +41,7 @@ class Event:
     v: int = FORMAT_VERSION
 
     def to_json(self) -> str:
-        return json.dumps(_finite(asdict(self)), ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(_plain(asdict(self)), ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Event:
@@ -182,11 +182,14 @@ def _counts(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**31
 
 
-def _finite(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """What JSON and every database can hold: PostgreSQL refuses NUL and half a surrogate pair, as names in damaged files have them."""
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd").encode("utf-8", errors="replace").decode()
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_plain(item) for item in value]
     return value

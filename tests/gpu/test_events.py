@@ -52,6 +52,13 @@ def test_numbers_that_json_has_not_become_null(tmp_path):
     assert line["data"] == {"loss": None, "nested": [None, {"x": None}]}
 
 
+def test_what_no_database_takes_for_text_is_replaced(tmp_path):
+    with EventWriter(tmp_path) as events:
+        events.write("waiting", message="name\0 of a \ud800 damaged file", nested=[{"x": "\0"}])
+    line = json.loads((tmp_path / "events.jsonl").read_text(encoding="utf-8"))
+    assert line["data"] == {"message": "name\ufffd of a ? damaged file", "nested": [{"x": "\ufffd"}]}
+
+
 def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
     events = EventWriter(tmp_path)
     events.write("progress", step=1)
