@@ -52,7 +52,7 @@ class Event:
             datetime.fromisoformat(event.at)
         except (KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"not an event: {line[:200]!r}") from error
-        if not (event.seq and _counts(event.seq) and _counts(event.attempt) and event.type in TYPES and isinstance(event.data, dict)):
+        if not (event.seq and _counts(event.seq) and _counts(event.attempt) and isinstance(event.type, str) and event.type in TYPES and isinstance(event.data, dict)):
             raise ValueError(f"not an event: {line[:200]!r}")
         return event
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from gpu.events import EventTail, EventWriter, read_events
+from gpu.events import Event, EventTail, EventWriter, read_events
 
 
 def test_numbers_start_at_one_and_have_no_holes(tmp_path):
@@ -83,3 +83,9 @@ def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
 def test_an_unknown_type_is_a_programming_error(tmp_path):
     with pytest.raises(ValueError, match="unknown event type"):
         EventWriter(tmp_path).write("progres")
+
+
+@pytest.mark.parametrize("type", [["waiting"], {}, None, 1, "unknown"])
+def test_a_line_whose_type_is_none_is_no_event(type):
+    with pytest.raises(ValueError, match="not an event"):
+        Event.from_json(json.dumps({"v": 1, "seq": 1, "attempt": 1, "type": type, "at": "2026-11-22T13:00:00+00:00", "data": {}}))
