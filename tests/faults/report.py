@@ -50,14 +50,18 @@ def faults(result: dict[str, Any]) -> str:
     )
     met = "; ".join(f"{name}: " + ", ".join(f"{what} {count}" for what, count in part["full_disk_met"].items()) for name, part in parts.items())
     found = [f"- {name}: {words}" for name, part in parts.items() for words in part["violations"]] or ["Nothing was found."]
-    said = [f"`{result['command']}`, {result['at'][:10]}, {result['cpus']} cores, {result['minutes']} minutes:", table(["", *parts], rows), "\n".join(found)]
+    said = [f"`{'` and `'.join(result['commands'])}`, {result['at'][:10]}, {result['cpus']} cores that others kept busy, {result['minutes']} minutes:", table(["", *parts], rows), "\n".join(found)]
+    if any(part["ended_by"] == "time" for part in parts.values()):
+        said.append("Its time limit ended it before all that were asked for had been played.")
     left_out = [f"Left out: {name} ({words})." for name, words in result["skipped"].items()]
     return "\n\n".join([*said, *left_out, f"{stops}.", f"Where a full disk was met — {met}.", table(["Kind of fault, how often", *parts], by_kind)])
 
 
 def fuzz(result: dict[str, Any]) -> str:
     head = f"`{result['command']}`, {result['at'][:10]}: {result['cases']} cases, {result['failed']} tests failed; the memory of the process ended at {result['memory_bytes'] / 1e6:.0f} MB."
-    return head + "\n\n" + table(["What", "cases"], result["by_kind"].items())
+    failures = "".join(f" Found: {words}." for words in result.get("failures", []))
+    again = "".join(f" After it was mended: `{run['command']}`, {run['cases']} cases, {run['failed']} failed." for run in result.get("after_mending", []))
+    return head + failures + again + "\n\n" + table(["What", "cases"], result["by_kind"].items())
 
 
 def big_files(result: dict[str, Any]) -> str:
