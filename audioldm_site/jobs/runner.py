@@ -14,21 +14,25 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 from django.conf import settings
+from django.db import DataError, IntegrityError, NotSupportedError, connection
 from django.db import Error as DatabaseError
-from django.db import connection
 
 from audioldm_site import logs
 from audioldm_site.jobs import lifecycle
 from audioldm_site.jobs.models import Job
 from audioldm_site.jobs.processes import child_environment, signal_group
 from gpu.errors import Fault
-from gpu.events import ENDINGS, Event, EventTail, EventWriter
+from gpu.events import ENDINGS, FAILED, WAITING, Event, EventTail, EventWriter
 
 log = logging.getLogger(__name__)
+
+REFUSED = (DataError, IntegrityError, NotSupportedError)
+"""The database is there and will not have these values."""
 
 LOG_FILE = "log.txt"
 LOG_LIMIT_BYTES = 10_000_000
@@ -178,10 +182,28 @@ class _EventCopier:
         """What was recorded by this call, at most `BATCH` events."""
         if not self.pending:
             self.pending = self._tail.read(limit=BATCH)
-        if not self.pending or _patiently(lifecycle.record_events, self._job, self.pending) is None:
+        if not self.pending or _patiently(self._record, self.pending) is None:
             return []
         recorded, self.pending = self.pending, []
         return recorded
+
+    def _record(self, events: list[Event]) -> int:
+        try:
+            return lifecycle.record_events(self._job, events)
+        except REFUSED as error:
+            # Asking again would be refused again, for ever; each by itself, only the culprit loses what it said.
+            if len(events) > 1:
+                return sum(self._record([event]) for event in events)
+            log.error("%s %s: event %d (%s) was refused by the database", self._job.kind, self._job.pk, events[0].seq, events[0].type, exc_info=True)
+            return lifecycle.record_events(self._job, [_instead_of(events[0], error)])
+
+
+def _instead_of(event: Event, error: Exception) -> Event:
+    """What stands at the number of an event that cannot be kept: an ending still ends its job."""
+    words = f"the database refused the event {event.type}: {type(error).__name__}"
+    if event.type in ENDINGS:
+        return replace(event, type=FAILED, data=Fault("internal", words).as_data())
+    return replace(event, type=WAITING, data={"message": words})
 
 
 class _Stop:
@@ -230,7 +252,7 @@ def _watch(job: Job, child: _Child, *, shutdown_grace_s: float) -> None:
             _pass_on_stop(job, stop, shutdown_grace_s=shutdown_grace_s)
         if not over and (stop.is_overdue or (ended_at is not None and now > ended_at + EXIT_GRACE_S)):
             child.end()
-        if len(events) < BATCH and not over:
+        if events_file.pending or (len(events) < BATCH and not over):
             time.sleep(EVENTS_EVERY_S)
 
 

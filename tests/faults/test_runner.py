@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from django.db import connections
+from django.db import connection, connections
 from django.utils import timezone
 
 from audioldm_site.jobs import lifecycle, processes, runner
@@ -22,7 +22,7 @@ from audioldm_site.jobs.models import Status
 from gpu.errors import Fault
 from tests.faults.conftest import is_running, reached, status_is, steps_of, wait_for
 from tests.faults.tasks import command
-from training_app.models import TrainingRun
+from training_app.models import TrainingEvent, TrainingRun
 
 pytestmark = pytest.mark.faults
 
@@ -78,6 +78,27 @@ def test_everything_that_a_child_says_is_recorded(make_run):
     assert run.status == Status.SUCCEEDED
     assert steps_of(run, 1) == list(range(1, 201))
     assert "trainer: started at 0" in (run.folder / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(("refused", "status"), [("progress", Status.SUCCEEDED), ("finished", Status.FAILED)])
+def test_an_event_that_the_database_refuses_leaves_a_word_in_its_place(make_run, refused, status):
+    run = make_run(steps=20, step_s=0.0, in_line=False)
+    table = TrainingEvent._meta.db_table
+    condition = "NEW.seq % 7 = 0 AND" if refused == "progress" else ""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"CREATE TRIGGER refuse BEFORE INSERT ON {table} WHEN {condition} NEW.type = '{refused}' BEGIN SELECT RAISE(ABORT, 'not these'); END"
+        )
+    try:
+        supervise(run)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP TRIGGER refuse")
+
+    assert run.status == status
+    assert list(run.events.values_list("seq", flat=True)) == list(range(1, run.last_seq + 1))
+    said = [event.data.get("message") or event.data.get("detail") for event in run.events.filter(type__in=("waiting", "failed"))]
+    assert said and set(said) == {f"the database refused the event {refused}: IntegrityError"}
 
 
 def test_a_child_that_says_why_it_failed_is_believed(make_run):
