@@ -13,7 +13,7 @@ from gpu.conditioning import encode_prompts
 from gpu.diffusion import denoising_loss, snr, training_target
 from gpu.pretrain.examples import Examples
 from gpu.pretrain.recipe import DiffusionRecipe
-from gpu.pretrain.training import Announce, Ema, Training, set_learning_rate, trapezoid
+from gpu.pretrain.training import Announce, Ema, Obey, Training, set_learning_rate, trapezoid
 from gpu.pretrain.vae import encode
 
 LATENTS = "latents.npy"
@@ -21,20 +21,22 @@ TRAINED_PARTS = ("unet", "text_encoder_2", "projection_model", "language_model")
 
 
 def train_diffusion(
-    recipe: DiffusionRecipe, pipeline: AudioLDM2Pipeline, examples: Examples, folder: Path, *, seed: int, announce: Announce
-) -> None:
+    recipe: DiffusionRecipe, pipeline: AudioLDM2Pipeline, examples: Examples, folder: Path,
+    *, seed: int, announce: Announce, obey: Obey | None = None,
+) -> None:  # fmt: skip
     """Min-SNR weighted error of the scheduler's prediction type; leaves the averaged weights in `pipeline`.
 
     The VAE, the vocoder and CLAP must be the finished ones. A caption is left out one time in ten, for each example by
     itself, so that guidance has something to compare with (Ho and Salimans 2022, arXiv:2207.12598).
     """
     trained = nn.ModuleDict({name: getattr(pipeline, name) for name in TRAINED_PARTS})
+    pipeline.unet.to(memory_format=torch.channels_last)  # what convolutions on a processor prefer
     pipeline.text_encoder.requires_grad_(False)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     ema = Ema(trained, decay=recipe.ema_decay)
     training = Training(
         folder / "diffusion.pt", parts={"trained": trained, "optimizer": optimizer, "ema": ema},
-        max_steps=recipe.max_train_steps, seed=seed, announce=announce,
+        max_steps=recipe.max_train_steps, batch_size=recipe.train_batch_size, seed=seed, announce=announce, obey=obey,
     )  # fmt: skip
     all_latents = _prepare_latents(folder / LATENTS, pipeline, examples, announce=announce)
     scheduler = pipeline.scheduler
@@ -88,8 +90,7 @@ def _prepare_latents(
         for start in range(0, len(examples), batch_size):
             indices = np.arange(start, min(start + batch_size, len(examples)))
             parts.append((encode(pipeline.vae, examples.batch(indices)) * pipeline.vae.config.scaling_factor).half())
-            if start % 1600 == 0:
-                announce(stage="latents", step=start, max_steps=len(examples))
+            announce(stage="latents", step=start, max_steps=len(examples))
         with path.with_suffix(".tmp").open("wb") as file:
             np.save(file, torch.cat(parts).numpy())
         path.with_suffix(".tmp").replace(path)
