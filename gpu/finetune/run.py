@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         parser.error(f"{folder} is not a folder")
 
     control = Control(folder)
-    with control.listening(), EventWriter(folder, attempt=_attempt(folder)) as events:
+    with control.listening(), EventWriter(folder, attempt=attempt_number(folder)) as events:
         announcer = Announcer(events)
         try:
             show_bar = arguments.progress or sys.stdout.isatty()
@@ -299,7 +299,7 @@ def _keep_start(loaded: LoadedPipeline, path: Path) -> Path:
     return path
 
 
-def _attempt(folder: Path) -> int:
+def attempt_number(folder: Path) -> int:
     """As the supervisor counts, else one more than the last that wrote here."""
     if ATTEMPT in os.environ:
         return int(os.environ[ATTEMPT])

@@ -14,13 +14,13 @@ from transformers import ClapFeatureExtractor, ClapModel, RobertaTokenizer
 from gpu.architectures import CLAP_FEATURES, Architecture, build_clap
 from gpu.pretrain.corpus import Corpus
 from gpu.pretrain.recipe import ClapRecipe
-from gpu.pretrain.training import Announce, Training, cosine, set_learning_rate
+from gpu.pretrain.training import Announce, Obey, Training, cosine, set_learning_rate
 from gpu.pretrain.wording import ARTICLES
 
 
 def train_clap(
     recipe: ClapRecipe, architecture: Architecture, tokenizer: RobertaTokenizer, corpus: Corpus, captions: list[str], folder: Path,
-    *, seed: int, announce: Announce,
+    *, seed: int, announce: Announce, obey: Obey | None = None,
 ) -> ClapModel:  # fmt: skip
     """Symmetric contrastive loss (Elizalde et al. 2022, arXiv:2206.04769, eq. 3) over each batch.
 
@@ -33,8 +33,9 @@ def train_clap(
     clap = build_clap(architecture, tokenizer)
     optimizer = torch.optim.AdamW(clap.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     training = Training(
-        folder / "clap.pt", parts={"clap": clap, "optimizer": optimizer}, max_steps=recipe.max_train_steps, seed=seed, announce=announce
-    )
+        folder / "clap.pt", parts={"clap": clap, "optimizer": optimizer},
+        max_steps=recipe.max_train_steps, batch_size=recipe.train_batch_size, seed=seed, announce=announce, obey=obey,
+    )  # fmt: skip
     features = _prepare_features(folder / "clap_features.npy", corpus, num_examples=recipe.num_examples, announce=announce)
 
     clap.train()
@@ -89,8 +90,7 @@ def _prepare_features(path: Path, corpus: Corpus, *, num_examples: int, announce
             waveforms = [corpus.example(i).waveform for i in indices]
             at_48k = [soxr.resample(w, corpus.mel.sample_rate_hz, CLAP_FEATURES["sampling_rate"]) for w in waveforms]
             features[indices.start : indices.stop] = clap_features(torch.from_numpy(np.stack(at_48k))).numpy()
-            if start % 500 == 0:
-                announce(stage="clap features", step=start, max_steps=num_examples)
+            announce(stage="clap features", step=start, max_steps=num_examples)
         features.flush()
         temporary.replace(path)
     return np.load(path, mmap_mode="r")

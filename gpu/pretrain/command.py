@@ -3,106 +3,254 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import logging
+import os
+import sys
+import time
+import traceback
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from diffusers import AudioLDM2Pipeline
 
+from gpu.announcer import Announcer
 from gpu.architectures import build_audioldm2
+from gpu.device import device_name, fault_of, usage, versions
 from gpu.errors import Fault
-from gpu.events import CHECKPOINT, FAILED, FINISHED, PROGRESS, STARTED, EventWriter
+from gpu.events import CHECKPOINT, FAILED, FINISHED, STARTED, STOPPED, VALIDATED, EventWriter
+from gpu.finetune.control import NOW, Control
+from gpu.finetune.run import FAILED_CODE, FINISHED_CODE, STOPPED_CODE, attempt_number
+from gpu.originals.contents import digests
 from gpu.pretrain.clap import train_clap
 from gpu.pretrain.corpus import Corpus
 from gpu.pretrain.diffusion import train_diffusion
 from gpu.pretrain.examples import prepare_examples
 from gpu.pretrain.export import export
 from gpu.pretrain.recipe import Recipe
-from gpu.pretrain.training import Announce
+from gpu.pretrain.sounds import Sounds
+from gpu.pretrain.training import Training, saved_step
 from gpu.pretrain.vae import round_trip_error, train_vae
-from gpu.pretrain.vocoder import convert_vocoder
+from gpu.pretrain.vocoder import convert_vocoder, weights_file
 
 STAGES = ("vae", "vocoder", "clap", "diffusion")
+PRINT_EVERY_S = 10.0
+CPU = torch.device("cpu")
+
+
+class StopRequested(Exception):
+    """Asked to stop. `saved`: whether every step that was done is kept."""
+
+    def __init__(self, *, step: int, saved: bool) -> None:
+        super().__init__(f"stopped at step {step}")
+        self.step, self.saved = step, saved
 
 
 def run(argv: list[str]) -> int:
-    """Exit code 0: finished; 1: failed, and the last event says why; 2: wrong arguments or recipe."""
+    """Exit code 0: finished; 1: failed, and the last event says why; 2: wrong arguments or recipe; 3: stopped on request."""
     parser = argparse.ArgumentParser(prog="python -m gpu pretrain", description=__doc__)
     parser.add_argument("recipe", type=Path, help="JSON, as gpu/recipes/starter.json")
     parser.add_argument("run_dir", type=Path, help="where states, events and the finished model go; run again to go on")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="zips of recordings")
     parser.add_argument("--registry", type=Path, nargs="+", help="CSV of each zip's recordings; beside the zips when not given")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to run")
-    parser.add_argument("--threads", type=int, default=2, help="processor threads")
+    parser.add_argument("--model", type=Path, help="folder of the finished model; RUN_DIR/model when not given")
+    parser.add_argument("--threads", type=int, help="processor threads; as many as there are cores when not given")
     arguments = parser.parse_args(argv)
-    try:
-        recipe = Recipe.read(arguments.recipe)
-    except (OSError, TypeError, ValueError, KeyError) as error:
-        parser.error(f"{arguments.recipe}: {error}")
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(arguments.threads)
-    arguments.run_dir.mkdir(parents=True, exist_ok=True)
-    events = EventWriter(arguments.run_dir)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    folder: Path = arguments.run_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    control = Control(folder)
+    with control.listening(), EventWriter(folder, attempt=attempt_number(folder)) as events:
+        announcer = Announcer(events)
+        try:
+            recipe = Recipe.read(arguments.recipe)
+            sounds = Sounds(recipe, folder, announcer, should_stop=lambda: bool(control.stop()))
+        except (OSError, TypeError, ValueError, KeyError, AttributeError, Fault) as error:
+            announcer.say(FAILED, code="pretrain.recipe_invalid", detail=f"{arguments.recipe.name}: {error}")
+            parser.error(f"{arguments.recipe}: {error}")
+        course = Course(recipe, folder, announcer, control, sounds)
+        try:
+            registries = arguments.registry or map(beside, arguments.data)
+            course.follow(list(zip(arguments.data, registries, strict=True)), until=arguments.until, model=arguments.model)
+        except StopRequested as stop:
+            if control.orphaned:
+                # No ending: whoever finds the run goes on from its last state.
+                announcer.waiting("stopping", message="the worker that started this run is gone")
+            else:
+                announcer.say(STOPPED, step=stop.step, saved=stop.saved)
+            return STOPPED_CODE
+        except Exception as error:  # the process's boundary: whatever went wrong becomes the run's last event
+            fault = fault_of(error)
+            if fault.code == "internal":
+                traceback.print_exc()
+            print(f"{fault.code}: {fault.message}", file=sys.stderr)
+            announcer.say(FAILED, **fault.as_data())
+            return FAILED_CODE
+    return FINISHED_CODE
 
-    def announce(**data: object) -> None:
-        print(" ".join(f"{name}={value}" for name, value in data.items()), flush=True)
-        events.write(PROGRESS, **data)
 
-    events.write(STARTED, recipe=arguments.recipe.name)
-    try:
-        registries = arguments.registry or map(_beside, arguments.data)
-        sources = list(zip(arguments.data, registries, strict=True))
-        pipeline = pretrain(recipe, arguments.run_dir, sources=sources, until=arguments.until, announce=announce)
+class Course:
+    """A pretraining from its first event to its last.
+
+    A step of the run is a step of a stage, counted on through the stages: events, curves and sounds have one number line.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, announcer: Announcer, control: Control, sounds: Sounds) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.announcer = announcer
+        self.control = control
+        self.sounds = sounds
+        self.max_steps = sum(recipe.steps.values())
+        self.pipeline: AudioLDM2Pipeline | None = None
+        self._printed: tuple[str, float] = ("", 0.0)
+        self._reached = 0
+
+    def follow(self, sources: Sequence[tuple[Path, Path]], *, until: str = STAGES[-1], model: Path | None = None) -> None:
+        """All stages up to `until`, and after the last one the model.
+
+        Raises:
+            Fault: the vocoder's package is missing, or the recordings cannot be used.
+            StopRequested: between two steps, or two examples of what is prepared.
+        """
+        began = time.monotonic()
+        self._reached = sum(saved_step(self.folder / f"{name}.pt") for name in self.recipe.steps)
+        weights_file(self.recipe.vocoder)  # now, not after hours of the stage before
+        corpus = open_corpus(self.recipe, sources)
+        self.announcer.say(
+            STARTED, step=self._reached, max_steps=self.max_steps, stages=self.recipe.steps, recipe=self.recipe.studio.get("name"),
+            device=device_name(CPU), precision="fp32", clips=self.recipe.corpus.num_examples, validation_clips=len(corpus.held_out),
+            prompts=[job.prompt for job in self.sounds.jobs], versions=versions(), pid=os.getpid(),
+        )  # fmt: skip
+        pipeline = self._train(corpus, until=until)
         if pipeline is not None:
-            folder = export(pipeline, arguments.run_dir / "model", studio=recipe.studio)
-            events.write(CHECKPOINT, path=str(folder))
-    except Fault as fault:
-        events.write(FAILED, **fault.as_data())
-        print(fault.message)
-        return 1
-    events.write(FINISHED)
-    return 0
+            self.announcer.waiting("saving")
+            self._hand_over(export(pipeline, model or self.folder / "model", studio=self.recipe.studio))
+        self.announcer.say(FINISHED, step=self._reached, elapsed_s=round(time.monotonic() - began, 3))
+
+    def _train(self, corpus: Corpus, *, until: str) -> AudioLDM2Pipeline | None:
+        """The finished pipeline, or None when `until` is not the last stage."""
+        recipe, folder, seed = self.recipe, self.folder, self.recipe.seed
+        examples = prepare_examples(folder / "examples", corpus, num_examples=recipe.corpus.num_examples, announce=self.announce)
+        self.pipeline = pipeline = build_audioldm2(recipe.architecture, captions=examples.captions, seed=seed)
+
+        vae = train_vae(recipe.vae, recipe.architecture, examples, folder, seed=seed, announce=self.announce, obey=self.obey)
+        error = round(round_trip_error(vae, examples.held_out), 4)
+        self.announcer.say(VALIDATED, step=self._overall("vae", recipe.vae.max_train_steps), stage="vae", held_out_error=error)
+        if until == "vae":
+            return None
+        vocoder = convert_vocoder(recipe.vocoder, recipe.architecture)
+        if until == "vocoder":
+            return None
+        clap = train_clap(
+            recipe.clap, recipe.architecture, pipeline.tokenizer, corpus, examples.captions, folder,
+            seed=seed, announce=self.announce, obey=self.obey,
+        )  # fmt: skip
+        pipeline.register_modules(vae=vae, vocoder=vocoder, text_encoder=clap)
+        if until == "clap":
+            return None
+        train_diffusion(recipe.diffusion, pipeline, examples, folder, seed=seed, announce=self.announce, obey=self.obey)
+        return pipeline
+
+    def announce(self, *, stage: str, step: int, max_steps: int, **more: float) -> None:
+        """Progress of a stage that trains (it has a loss), or how far one is that prepares: that may be stopped here.
+
+        Raises:
+            StopRequested: while something is prepared; what was prepared by halves is begun anew.
+        """
+        if "loss" not in more:
+            if self.control.stop():
+                raise StopRequested(step=self._reached, saved=True)
+            self.announcer.waiting(stage, done=step, total=max_steps)
+        else:
+            self._reached = self._overall(stage, step)
+            self.announcer.progress(
+                step=self._reached, max_steps=self.max_steps, stage=stage, stage_step=step, stage_max_steps=max_steps, **more, **usage(CPU)
+            )
+        name, at = self._printed
+        if stage != name or step == max_steps or time.monotonic() - at > PRINT_EVERY_S:
+            self._printed = (stage, time.monotonic())
+            print(" ".join(f"{key}={value}" for key, value in {"stage": stage, "step": step, "max_steps": max_steps, **more}.items()), flush=True)
+
+    def obey(self, training: Training) -> None:
+        """Between two steps: what is asked for from outside, and the sounds that are due.
+
+        Raises:
+            StopRequested: the state is saved, unless it was to be at once.
+        """
+        stage = training.path.stem
+        self._reached = self._overall(stage, training.step)
+        self._stop_here(training)
+        if self.control.wants("save"):
+            training.save()
+            self.control.obeyed("save")
+        asked = stage == "diffusion" and self.control.wants("sample")
+        if self.sounds.jobs and (asked or (stage == "diffusion" and self.sounds.are_due(training.step))):
+            if training.saved_step != training.step:
+                training.save()  # making them takes a while
+            self.sounds.make(self.pipeline, training.parts, step=self._reached)
+            self._stop_here(training)
+        if asked:
+            self.control.obeyed("sample")
+
+    def _stop_here(self, training: Training) -> None:
+        wish = self.control.stop()
+        if wish is None:
+            return
+        if wish != NOW and training.saved_step != training.step:
+            self.announcer.waiting("saving")
+            training.save()
+        raise StopRequested(step=self._reached, saved=training.saved_step == training.step)
+
+    def _overall(self, stage: str, step: int) -> int:
+        """The run's number of a stage's step."""
+        names = list(self.recipe.steps)
+        return sum(self.recipe.steps[name] for name in names[: names.index(stage)]) + step
+
+    def _hand_over(self, folder: Path) -> None:
+        found = digests(folder)
+        is_inside = folder.resolve().is_relative_to(self.folder.resolve())
+        self.announcer.say(
+            CHECKPOINT, step=self.max_steps, path=folder.relative_to(self.folder).as_posix() if is_inside else str(folder.resolve()),
+            size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()), sha256=found.whole,
+            content_sha256=found.content, weights_sha256=found.weights, method="pretrain", metrics={}, best=False, has_resume_state=False,
+            reason="final", removed=[],
+        )  # fmt: skip
 
 
-def pretrain(
-    recipe: Recipe, run_dir: Path, *, sources: Sequence[tuple[Path, Path]], until: str = STAGES[-1], announce: Announce
-) -> AudioLDM2Pipeline | None:
-    """All stages up to `until`; the finished pipeline, or None when `until` is not the last.
+def open_corpus(recipe: Recipe, sources: Sequence[tuple[Path, Path]]) -> Corpus:
+    """The recordings, as far as their registries tell; none is decoded yet.
 
     Raises:
-        Fault: the vocoder's package is missing.
+        Fault: `pretrain.data_unusable`.
     """
-    corpus = Corpus(
-        sources,
-        mel=recipe.architecture.mel,
-        duration_s=recipe.clip_duration_s,
-        seed=recipe.seed,
-        shares=recipe.corpus.shares,
-        mixture_share=recipe.corpus.mixture_share,
-        held_out_every=recipe.corpus.held_out_every,
-    )
-    examples = prepare_examples(run_dir / "examples", corpus, num_examples=recipe.corpus.num_examples, announce=announce)
-    pipeline = build_audioldm2(recipe.architecture, captions=examples.captions, seed=recipe.seed)
-
-    vae = train_vae(recipe.vae, recipe.architecture, examples, run_dir, seed=recipe.seed, announce=announce)
-    announce(stage="vae", held_out_error=round(round_trip_error(vae, examples.held_out), 4), scaling_factor=vae.config.scaling_factor)
-    if until == "vae":
-        return None
-    vocoder = convert_vocoder(recipe.vocoder, recipe.architecture)
-    if until == "vocoder":
-        return None
-    clap = train_clap(
-        recipe.clap, recipe.architecture, pipeline.tokenizer, corpus, examples.captions, run_dir, seed=recipe.seed, announce=announce
-    )
-    pipeline.register_modules(vae=vae, vocoder=vocoder, text_encoder=clap)
-    if until == "clap":
-        return None
-    train_diffusion(recipe.diffusion, pipeline, examples, run_dir, seed=recipe.seed, announce=announce)
-    return pipeline
+    try:
+        corpus = Corpus(
+            sources,
+            mel=recipe.architecture.mel,
+            duration_s=recipe.clip_duration_s,
+            seed=recipe.seed,
+            shares=recipe.corpus.shares,
+            mixture_share=recipe.corpus.mixture_share,
+            held_out_every=recipe.corpus.held_out_every,
+        )
+    except KeyError as error:
+        raise Fault("pretrain.data_unusable", f"a registry has no column {error}") from error
+    except (OSError, ValueError, csv.Error, zipfile.BadZipFile) as error:
+        raise Fault("pretrain.data_unusable", f"the recordings cannot be opened: {error}") from error
+    if lacking := corpus.empty_categories():
+        raise Fault("pretrain.data_unusable", f"the recipe wants recordings of {', '.join(lacking)}, and no registry has any to train on")
+    if not corpus.held_out:
+        raise Fault("pretrain.data_unusable", "the registries name no recording that may be trained on")
+    return corpus
 
 
-def _beside(archive: Path) -> Path:
+def beside(archive: Path) -> Path:
     """The registry that goes with an archive: NAME.csv for NAME.zip or NAME_ogg.zip."""
     return archive.with_name(archive.stem.removesuffix("_ogg") + ".csv")

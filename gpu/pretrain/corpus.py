@@ -91,6 +91,10 @@ class Corpus:
             if i % held_out_every:
                 self._by_category[clip.category if clip.category in shares else "other"].append(clip)
 
+    def empty_categories(self) -> list[str]:
+        """Those that the shares ask for and no recording belongs to."""
+        return [name for name, share in self.shares.items() if share > 0 and name != "synthetic" and not self._by_category.get(name)]
+
     def example(self, index: int) -> Example:
         """Training example `index`, the same at every call."""
         rng = np.random.default_rng([self.seed, index])

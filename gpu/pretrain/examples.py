@@ -57,7 +57,7 @@ def prepare_examples(folder: Path, corpus: Corpus, *, num_examples: int, announc
             example = corpus.example(index)
             mels[index] = log_mel(torch.from_numpy(example.waveform)[None], corpus.mel)[0, 0].numpy()
             captions.append(example.caption)
-            if (index + 1) % 500 == 0:
+            if (index + 1) % 10 == 0:
                 announce(stage="examples", step=index + 1, max_steps=num_examples)
         mels.flush()
         # The captions come last: where they are, everything is.

@@ -6,11 +6,13 @@ Nothing here has a second default: what the file does not say is an error, and s
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gpu.architectures import Architecture
+if TYPE_CHECKING:
+    from gpu.architectures import Architecture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,33 +71,66 @@ class DiffusionRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """`studio` is written beside the finished model, for the program that offers it."""
+class SamplesRecipe:
+    """Sounds that are made on the way through the diffusion stage, every so many of its steps, so that one hears it learn."""
+
+    prompts: list[str]
+    every_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """A recipe without its architecture, which only torch can judge: the numbers of every stage.
+
+    Attributes:
+        samples: None makes no sounds on the way.
+    """
 
     seed: int
-    architecture: Architecture
     corpus: CorpusRecipe
     vae: VaeRecipe
     vocoder: VocoderRecipe
     clap: ClapRecipe
     diffusion: DiffusionRecipe
     studio: dict[str, Any]
+    samples: SamplesRecipe | None
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> Stages:
+        """Raises KeyError or TypeError for a missing or an unknown name, ValueError for steps that are no counts."""
+        parts = {"corpus": CorpusRecipe, "vae": VaeRecipe, "vocoder": VocoderRecipe, "clap": ClapRecipe, "diffusion": DiffusionRecipe}
+        raw = {name: value for name, value in raw.items() if name != "architecture"}
+        made = {name: kind(**raw.pop(name)) for name, kind in parts.items()}
+        samples = raw.pop("samples", None)
+        stages = cls(seed=raw.pop("seed"), studio=raw.pop("studio"), samples=SamplesRecipe(**samples) if samples else None, **made, **raw)
+        counts = {f"{name}.max_train_steps": count for name, count in stages.steps.items()}
+        counts["corpus.num_examples"] = stages.corpus.num_examples
+        if stages.samples:
+            counts["samples.every_steps"] = stages.samples.every_steps
+        for name, count in counts.items():
+            if type(count) is not int or count < 1:
+                raise ValueError(f"{name} ({count!r}) must be a whole number from 1")
+        return stages
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Steps of each stage that trains, in order."""
+        return {name: getattr(self, name).max_train_steps for name in ("vae", "clap", "diffusion")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Stages):
+    """`studio` is written beside the finished model, for the program that offers it."""
+
+    architecture: Architecture
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
-        """Raises TypeError for a missing or an unknown name, ValueError for what is not JSON."""
+        """Raises KeyError or TypeError for a missing or an unknown name, ValueError for what is not JSON."""
+        from gpu.architectures import Architecture
+
         raw = json.loads(path.read_text(encoding="utf-8"))
-        return cls(
-            seed=raw.pop("seed"),
-            architecture=Architecture.from_json(raw.pop("architecture")),
-            corpus=CorpusRecipe(**raw.pop("corpus")),
-            vae=VaeRecipe(**raw.pop("vae")),
-            vocoder=VocoderRecipe(**raw.pop("vocoder")),
-            clap=ClapRecipe(**raw.pop("clap")),
-            diffusion=DiffusionRecipe(**raw.pop("diffusion")),
-            studio=raw.pop("studio"),
-            **raw,
-        )
+        return cls(architecture=Architecture.from_json(raw["architecture"]), **vars(Stages.parse(raw)))
 
     @property
     def clip_duration_s(self) -> float:

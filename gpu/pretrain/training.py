@@ -15,8 +15,9 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 60.0
-REPORT_EVERY_S = 10.0
+REPORT_EVERY_S = 2.0
 Announce = Callable[..., None]
+"""Told `stage, step, max_steps`, with `loss` from a stage that trains, without from one that prepares. May raise to end the run."""
 
 
 class Training:
@@ -28,19 +29,26 @@ class Training:
     Args:
         path: where the state is kept; when the file is there, the stage goes on from it.
         parts: what is trained and must be restored: modules and optimisers by name.
+        batch_size: examples of a step.
         announce: told `stage, step, max_steps, loss, ...` now and then.
+        obey: called between two steps, with this; may save, make sounds of what is learned so far, or raise to end the run.
     """
 
-    def __init__(self, path: Path, *, parts: Mapping[str, Any], max_steps: int, seed: int, announce: Announce) -> None:
+    def __init__(
+        self, path: Path, *, parts: Mapping[str, Any], max_steps: int, batch_size: int, seed: int, announce: Announce, obey: Obey | None
+    ) -> None:
         self.path = path
         self.parts = parts
         self.max_steps = max_steps
+        self.batch_size = batch_size
         self.seed = seed
         self.announce = announce
-        self.step = 0
+        self.obey = obey
+        self.step = self.saved_step = 0
         self.seconds = 0.0
         self._average = math.nan
         self._reported_at = 0.0
+        self._pace: tuple[int, float] | None = None
         if path.exists():
             self._load()
 
@@ -48,6 +56,7 @@ class Training:
         """The numbers of the remaining steps, from 0; the state is saved every minute and at the end."""
         begun_at = saved_at = time.monotonic()
         before_s = self.seconds
+        self._pace = (self.step, begun_at)
         while self.step < self.max_steps:
             torch.manual_seed(self.seed * 1_000_003 + self.step)
             yield self.step
@@ -56,9 +65,11 @@ class Training:
             if time.monotonic() - saved_at > SAVE_EVERY_S or self.step == self.max_steps:
                 self.save()
                 saved_at = time.monotonic()
+            if self.obey:
+                self.obey(self)
 
     def report(self, loss: torch.Tensor, **more: float) -> None:
-        """Announce a running mean of the loss, every few seconds and at the last step."""
+        """Announce the loss and its running mean, every few seconds and at the last step."""
         value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(f"{self.path.stem}: the loss is {value} at step {self.step + 1}")
@@ -68,7 +79,8 @@ class Training:
             self._reported_at = time.monotonic()
             self.announce(
                 stage=self.path.stem, step=self.step + 1, max_steps=self.max_steps,
-                loss=round(self._average, 4), minutes=round(self.seconds / 60, 1), **more,
+                loss=round(value, 4), loss_smooth=round(self._average, 4), learning_rate=self.parts["optimizer"].param_groups[0]["lr"],
+                minutes=round(self.seconds / 60, 1), **self._speed(), **more,
             )  # fmt: skip
 
     def save(self) -> None:
@@ -76,13 +88,32 @@ class Training:
         temporary = self.path.with_suffix(".tmp")
         torch.save({"step": self.step, "seconds": self.seconds, "parts": state}, temporary)
         temporary.replace(self.path)
+        self.saved_step = self.step
+
+    def _speed(self) -> dict[str, float]:
+        """Of this process in this stage; the step that is being reported counts."""
+        first, since = self._pace or (self.step, time.monotonic())
+        step_s = (time.monotonic() - since) / (self.step + 1 - first)
+        return {
+            "clips_per_second": round(self.batch_size / max(step_s, 1e-6), 2),
+            "seconds_left": round(step_s * (self.max_steps - self.step - 1), 1),
+        }
 
     def _load(self) -> None:
         saved = torch.load(self.path, map_location="cpu", weights_only=True)
         for name, part in self.parts.items():
             part.load_state_dict(saved["parts"][name])
-        self.step, self.seconds = saved["step"], saved["seconds"]
+        self.step = self.saved_step = saved["step"]
+        self.seconds = saved["seconds"]
         logger.info("%s: going on after step %d", self.path.stem, self.step)
+
+
+Obey = Callable[[Training], None]
+
+
+def saved_step(path: Path) -> int:
+    """The step that a stage will go on after; 0 when it has not begun. Of its state only the number is read."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"] if path.exists() else 0
 
 
 class Ema:

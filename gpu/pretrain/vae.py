@@ -13,15 +13,16 @@ from gpu.architectures import Architecture, build_vae
 from gpu.pretrain.examples import Examples
 from gpu.pretrain.linear import start_linear
 from gpu.pretrain.recipe import VaeRecipe
-from gpu.pretrain.training import Announce, Training, cosine, set_learning_rate
+from gpu.pretrain.training import Announce, Obey, Training, cosine, set_learning_rate
 
 STATISTICS = 400
 """Examples that decide the linear code."""
 
 
 def train_vae(
-    recipe: VaeRecipe, architecture: Architecture, examples: Examples, folder: Path, *, seed: int, announce: Announce
-) -> AutoencoderKL:
+    recipe: VaeRecipe, architecture: Architecture, examples: Examples, folder: Path,
+    *, seed: int, announce: Announce, obey: Obey | None = None,
+) -> AutoencoderKL:  # fmt: skip
     """The encoder is the linear code of `start_linear` and stays so; the decoder learns, by the absolute error of the log mel.
 
     It learns from latents with a little noise, because those that a diffusion model makes are never exact.
@@ -36,8 +37,9 @@ def train_vae(
     vae.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=1e-5)
     training = Training(
-        folder / "vae.pt", parts={"vae": vae, "optimizer": optimizer}, max_steps=recipe.max_train_steps, seed=seed, announce=announce
-    )
+        folder / "vae.pt", parts={"vae": vae, "optimizer": optimizer},
+        max_steps=recipe.max_train_steps, batch_size=recipe.train_batch_size, seed=seed, announce=announce, obey=obey,
+    )  # fmt: skip
 
     vae.train()
     for step in training.steps():

@@ -25,7 +25,7 @@ def convert_vocoder(recipe: VocoderRecipe, architecture: Architecture) -> Speech
     Raises:
         Fault: the package is not installed, or does not hold the weights.
     """
-    generator = torch.load(_weights_file(recipe), map_location="cpu", weights_only=True)["generator"]
+    generator = torch.load(weights_file(recipe), map_location="cpu", weights_only=True)["generator"]
     vocoder = build_vocoder(architecture)
     vocoder.load_state_dict(renamed(generator, n_mels=architecture.mel.n_mels))
     return vocoder.eval()
@@ -44,7 +44,12 @@ def renamed(generator: Mapping[str, Tensor], *, n_mels: int) -> dict[str, Tensor
     return state
 
 
-def _weights_file(recipe: VocoderRecipe) -> Path:
+def weights_file(recipe: VocoderRecipe) -> Path:
+    """Where the package keeps the weights; nothing is read.
+
+    Raises:
+        Fault: the package is not installed, or does not hold them.
+    """
     # Found, not imported: importing the package asks for torchaudio, which we do without.
     spec = importlib.util.find_spec(recipe.package)
     if spec is None or spec.origin is None:

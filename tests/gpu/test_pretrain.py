@@ -147,7 +147,7 @@ def test_a_missing_vocoder_package_is_named(recipe_file, tmp_path, corpus_files,
     code = pretrain(recipe_file, tmp_path / "run", corpus_files)
 
     assert code == 1
-    assert "toy_hifigan" in capsys.readouterr().out
+    assert "toy_hifigan" in capsys.readouterr().err
     last = json.loads((tmp_path / "run/events.jsonl").read_text().splitlines()[-1])
     assert last["type"] == "failed" and last["data"]["code"] == "pretrain.vocoder_missing"
 
