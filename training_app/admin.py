@@ -132,8 +132,8 @@ class CheckpointAdmin(SearchLimit, admin.ModelAdmin):
 
 @admin.register(TrainingRun)
 class TrainingRunAdmin(ReadOnlyJobAdmin):
-    list_display = ["name", "status", "dataset_name", "base_checkpoint", "global_step", "owner", "created_at", "finished_at", "error_code"]
-    list_filter = ["status", "archived", ("base_checkpoint", admin.RelatedOnlyFieldListFilter)]
+    list_display = ["name", "task", "status", "dataset_name", "base_checkpoint", "global_step", "owner", "created_at", "finished_at", "error_code"]
+    list_filter = ["status", "task", "archived", ("base_checkpoint", admin.RelatedOnlyFieldListFilter)]
     search_fields = ["name", "dataset_name", "tags", "notes", "error_code"]
     page_name = "training:run"
 

@@ -114,6 +114,11 @@ class Checkpoint(models.Model):
 class TrainingRun(Job):
     kind = "training"
 
+    class Task(models.TextChoices):
+        FINETUNE = "finetune", "fine-tune"
+        PRETRAIN = "pretrain", "pretraining"
+
+    task = models.CharField(max_length=10, choices=Task, default=Task.FINETUNE)
     name = models.CharField(max_length=120)
     dataset = models.ForeignKey(Dataset, null=True, on_delete=models.SET_NULL, related_name="runs")
     dataset_name = models.CharField(max_length=120, help_text="As it was when the run was made.")
@@ -137,6 +142,11 @@ class TrainingRun(Job):
     @property
     def folder(self) -> Path:
         return settings.DATA_DIR / "runs" / str(self.id)
+
+    @property
+    def is_pretraining(self) -> bool:
+        """Whether it makes a model from nothing: then it has no dataset and no base checkpoint, and its `config` names a recipe."""
+        return self.task == self.Task.PRETRAIN
 
     @property
     def max_train_steps(self) -> int:

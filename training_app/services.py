@@ -21,7 +21,7 @@ from gpu.config import FinetuneConfig, FinetuneJob
 from gpu.errors import Fault
 from gpu.events import CHECKPOINT, PROGRESS, STARTED, VALIDATED, Event
 from gpu.manifest import MANIFEST_FILE
-from training_app import preflight, storage
+from training_app import preflight, pretraining, storage
 from training_app.models import Checkpoint, TrainingRun
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,13 @@ def continue_run(run: TrainingRun, *, more_steps: int, owner) -> TrainingRun:
 
 
 def clone_values(run: TrainingRun) -> dict[str, Any]:
-    """What a new run with the same options starts from in the form."""
+    """What a new run with the same options starts from in the form.
+
+    Raises:
+        Fault: a pretraining is no fine-tune.
+    """
+    if run.is_pretraining:
+        raise Fault("run.pretraining", f"{run.name} is a pretraining, which starts from a recipe")
     return {"dataset": run.dataset_id, "base_checkpoint": run.base_checkpoint_id, "name": f"{run.name}, again"[:120], **run.config}
 
 
@@ -181,7 +187,7 @@ def apply_event(run: TrainingRun, event: Event) -> None:
     if event.type == STARTED:
         _update(run, versions=data.get("versions") or {}, global_step=data.get("step", 0))
         # Retention deletes first and tells after: an attempt that was killed between the two never told.
-        for checkpoint in run.checkpoints.filter(missing=False):
+        for checkpoint in run.checkpoints.filter(missing=False, format=Checkpoint.Format.RUN):
             if not checkpoint.folder.is_dir():
                 _forget_checkpoint(run, checkpoint.folder.relative_to(run.folder).as_posix())
     elif event.type == PROGRESS:
@@ -189,6 +195,8 @@ def apply_event(run: TrainingRun, event: Event) -> None:
     elif event.type == VALIDATED and data.get("loss") is not None:
         if run.best_validation_loss is None or data["loss"] < run.best_validation_loss:
             _update(run, best_validation_loss=data["loss"])
+    elif event.type == CHECKPOINT and run.is_pretraining:
+        pretraining.register_model(run, data)
     elif event.type == CHECKPOINT:
         _record_checkpoint(run, data)
 

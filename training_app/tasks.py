@@ -10,7 +10,7 @@ import sys
 from audioldm_site.jobs import lifecycle, runner
 from audioldm_site.jobs.models import Status
 from audioldm_site.jobs.queue import current_worker_name
-from training_app import conversions, folders, storage
+from training_app import conversions, folders, pretraining, storage
 from training_app.models import Checkpoint, Conversion, TrainingRun
 
 CONVERSION_GRACE_S = 3.0
@@ -26,7 +26,8 @@ def run_training(run_id: str) -> None:
 
 def execute_run(run: TrainingRun, *, worker_name: str) -> None:
     """Supervise a claimed run until its process has ended."""
-    runner.supervise(run, [sys.executable, "-m", "gpu", "finetune", str(run.folder)], worker_name=worker_name)
+    command = pretraining.command(run) if run.is_pretraining else [sys.executable, "-m", "gpu", "finetune", str(run.folder)]
+    runner.supervise(run, command, worker_name=worker_name)
 
 
 def run_conversion(conversion_id: str) -> None:

@@ -25,7 +25,7 @@ from audioldm_site.names import id_or_none
 from gpu.config import PRESETS, FinetuneConfig
 from gpu.errors import Fault
 from gpu.sound import spectrogram_png
-from training_app import conversions, preflight, selectors, services, storage
+from training_app import conversions, preflight, pretraining, selectors, services, storage
 from training_app.forms import ContinueForm, NotesForm, RunForm, initial_values, preset_cards
 from training_app.models import Checkpoint, TrainingRun
 
@@ -96,6 +96,7 @@ def run(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
         "snapshot": snapshot,
         "sample_rows": selectors.sample_rows(snapshot["samples"]),
         "log": selectors.run_log(found),
+        "stages": pretraining.stage_list(found, snapshot) if found.is_pretraining else [],
         "preflight": preflight.measured(found),
         "checkpoints": checkpoints,
         "fault": faults.explain(found.error_code, found.error_detail) if failed else None,
@@ -189,7 +190,8 @@ def continue_run(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
 
 @require_safe
 def clone(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
-    selectors.visible_run(request.user, pk)
+    if selectors.visible_run(request.user, pk).is_pretraining:
+        raise Http404("a pretraining starts from a recipe")
     return redirect(f"{reverse('training:new')}?clone={pk}")
 
 
@@ -359,7 +361,10 @@ def _to_mend(form: RunForm) -> str:
 def _initial(request: HttpRequest) -> dict[str, Any]:
     cloned = None
     if wanted := id_or_none(request.GET.get("clone")):
-        cloned = services.clone_values(selectors.visible_run(request.user, wanted))
+        try:
+            cloned = services.clone_values(selectors.visible_run(request.user, wanted))
+        except Fault as fault:
+            raise Http404(fault.message) from None
     usable = selectors.trainable_checkpoints(request.user)
     checkpoint = usable.filter(pk=id_or_none(request.GET.get("checkpoint")) or (cloned or {}).get("base_checkpoint")).first()
     if checkpoint is None and cloned is None:

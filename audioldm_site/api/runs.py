@@ -37,6 +37,7 @@ router = Router(tags=["Runs"])
 
 
 class RunShape(JobShape):
+    task: Literal["finetune", "pretrain"]
     name: str
     dataset: uuid.UUID | None = Field(alias="dataset_id", description="None: it was deleted since.")
     dataset_name: str

@@ -89,11 +89,14 @@ class Screen:
                 self.say(f"loading {data['message']}" if bare else data["message"])
             self._message = data.get("message")
         elif event.type == PROGRESS:
-            self._advance("step", data["step"], data["max_steps"])
+            # A pretraining counts its stages one by one.
+            self._advance(data.get("stage", "step"), data.get("stage_step", data["step"]), data.get("stage_max_steps", data["max_steps"]))
             if self._bar is not None and data.get("loss") is not None:
                 self._bar.set_postfix(loss=f"{data.get('loss_smooth', data['loss']):.4f}", clips_s=f"{data.get('clips_per_second') or 0:.1f}")
         elif event.type == VALIDATED:
             loss = "no held-out clips" if data.get("loss") is None else f"loss {data['loss']:.4f}"
+            if "held_out_error" in data:
+                loss = f"{data['stage']}: error {data['held_out_error']:.4f} on held-out recordings"
             self.say(f"step {data['step']}: validation {loss}{' (best so far)' if data.get('best') else ''}")
         elif event.type == SAMPLE:
             self.say(f"step {data['step']}: sound for “{data['prompt']}”{_score(data)}: {data['audio']}")

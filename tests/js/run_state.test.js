@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { lossRange, MAX_POINTS, place, reduce, sampleMatrix } from "../../audioldm_site/static/audioldm_site/js/run_state.js";
+import { lossRange, MAX_POINTS, ofStage, place, reduce, sampleMatrix, stageState } from "../../audioldm_site/static/audioldm_site/js/run_state.js";
 
 const EMPTY = {
   seq: 0, attempt: 0, status: "queued", step: 0, max_steps: 100, epoch: 0, started: null, latest: null, waiting: null,
@@ -94,4 +94,15 @@ test("outliers do not flatten the loss chart, and the smoothed curve is never cu
   assert.ok(low >= 0 && low <= 1);
   assert.deepEqual(lossRange([], []), [0, 1]);
   assert.ok(lossRange([1, 5], [1, 2])[1] > 5, "few points are all shown");
+});
+
+test("a stage is done, active or waiting by the steps of the whole run", () => {
+  const running = { step: 5, status: "running" };
+  assert.deepEqual([[0, 4], [4, 34], [34, 124]].map(([first, last]) => stageState(running, first, last)), ["done", "active", "waiting"]);
+  assert.equal(stageState({ step: 5, status: "cancelled" }, 4, 34), "waiting");
+});
+
+test("a stage's curve counts its own steps", () => {
+  const progress = { step: [3, 4, 5, 34, 35], loss: [9, 8, 7, 6, 5], loss_smooth: [9, 8, 7, 6, 5] };
+  assert.deepEqual(ofStage(progress, 4, 34), [[1, 30], [7, 6], [7, 6]]);
 });

@@ -5,6 +5,7 @@ import { follow } from "./live.js";
 import { refreshFragments } from "./refresh.js";
 import { lossRange, reduce } from "./run_state.js";
 import { sampleBrowser } from "./samples.js";
+import { stagesDrawer } from "./stages.js";
 
 /** @typedef {import("./run_state.js").RunState} RunState */
 
@@ -104,6 +105,23 @@ function drawConnection(page, connection) {
 /** @param {HTMLElement} page @param {Record<string, string>} addresses @returns {(state: RunState) => void} */
 function drawer(page, addresses) {
   const place = (/** @type {string} */ name) => /** @type {HTMLElement} */ (page.querySelector(`[data-chart="${name}"]`));
+  const stages = page.querySelector("[data-stages]") ? stagesDrawer(page) : null;
+  const curves = stages ? null : curvesDrawer(page, place);
+  const samples = sampleBrowser(/** @type {HTMLElement} */ (page.querySelector("[data-samples]")), /** @type {any} */ (addresses));
+  /** @type {RunState | null} */
+  let drawn = null;
+
+  return (state) => {
+    drawNumbers(page, state);
+    drawWaiting(page, state);
+    (stages ?? curves)?.(state, drawn);
+    if (drawn?.samples !== state.samples) samples(state.samples);
+    drawn = state;
+  };
+}
+
+/** The curves of a fine-tune. @param {HTMLElement} page @param {(name: string) => HTMLElement} place @returns {(state: RunState, drawn: RunState | null) => void} */
+function curvesDrawer(page, place) {
   const loss = chart(place("loss"), [
     { label: "loss", colour: "--accent", width: 1, alpha: 0.28 },
     { label: "smoothed", colour: "--accent", width: 2 },
@@ -116,13 +134,8 @@ function drawer(page, addresses) {
   const rate = chart(place("learning_rate"), [{ label: "learning rate", colour: "--accent" }]);
   const norm = chart(place("grad_norm"), [{ label: "gradient norm", colour: "--accent", width: 1 }]);
   page.querySelector("[data-chart-log]")?.addEventListener("change", (event) => loss.setLog(/** @type {HTMLInputElement} */ (event.target).checked));
-  const samples = sampleBrowser(/** @type {HTMLElement} */ (page.querySelector("[data-samples]")), /** @type {any} */ (addresses));
-  /** @type {RunState | null} */
-  let drawn = null;
 
-  return (state) => {
-    drawNumbers(page, state);
-    drawWaiting(page, state);
+  return (state, drawn) => {
     if (drawn?.progress !== state.progress) {
       const { step, loss: raw, loss_smooth, learning_rate, grad_norm } = state.progress;
       loss.update([step, raw, loss_smooth]);
@@ -136,8 +149,6 @@ function drawer(page, addresses) {
       const empty = page.querySelector('[data-chart-empty="validation"]');
       if (empty instanceof HTMLElement) empty.hidden = validations.length > 0;
     }
-    if (drawn?.samples !== state.samples) samples(state.samples);
-    drawn = state;
   };
 }
 

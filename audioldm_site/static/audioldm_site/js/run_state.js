@@ -106,6 +106,29 @@ function thin(progress) {
 }
 
 /**
+ * What a stage of a pretraining is at, whose steps are those after `first` up to `last`.
+ * @param {{step: number, status: string}} state
+ * @param {number} first
+ * @param {number} last
+ * @returns {"done" | "active" | "waiting"}
+ */
+export function stageState({ step, status }, first, last) {
+  if (step >= last) return "done";
+  return step >= first && status === "running" ? "active" : "waiting";
+}
+
+/**
+ * A stage's part of the curves, on its own count of steps: [steps, losses, smoothed losses].
+ * @param {RunState["progress"]} progress
+ * @param {number} first
+ * @param {number} last
+ */
+export function ofStage(progress, first, last) {
+  const kept = progress.step.map((step, index) => ({ step: step ?? 0, index })).filter(({ step }) => step > first && step <= last);
+  return [kept.map(({ step }) => step - first), kept.map(({ index }) => progress.loss[index]), kept.map(({ index }) => progress.loss_smooth[index])];
+}
+
+/**
  * The sounds as a table: prompts down, steps across; `null` where a prompt has no sound at a step.
  * @param {Record<string, any>[]} samples
  */
