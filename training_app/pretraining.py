@@ -64,8 +64,8 @@ def create_pretraining(
     run.config = {
         "task": run.task,
         "recipe": raw,
-        "data": [str(path) for path in data],
-        "registries": [str(path) for path in registries],
+        "data": [_relative(path) for path in data],
+        "registries": [_relative(path) for path in registries],
         "stages": stages.steps,
         "max_train_steps": sum(stages.steps.values()),
         "model": f"checkpoints/{storage.slug(run.name)}-{run.id.hex[:8]}",
@@ -88,10 +88,11 @@ def create_pretraining(
 
 def command(run: TrainingRun) -> list[str]:
     """The command of its process."""
-    config = run.config
+    config, home = run.config, settings.DATA_DIR
+    data, registries = ([str(home / path) for path in config[name]] for name in ("data", "registries"))
     return [
         sys.executable, "-m", "gpu", "pretrain", str(run.folder / RECIPE_FILE), str(run.folder),
-        "--data", *config["data"], "--registry", *config["registries"], "--model", str(settings.DATA_DIR / config["model"]),
+        "--data", *data, "--registry", *registries, "--model", str(home / config["model"]),
     ]  # fmt: skip
 
 
@@ -164,6 +165,12 @@ def _look_at(archive: Path, registry: Path) -> int:
             return sum(row["in_demo"] == "0" for row in rows)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise Fault("pretrain.data_unusable", f"{registry.name}: {error}") from error
+
+
+def _relative(path: Path) -> str:
+    """To DATA_DIR where it lies there, so that a backup may be restored elsewhere."""
+    home = settings.DATA_DIR.resolve()
+    return path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path)
 
 
 def _beside(archive: Path) -> Path:

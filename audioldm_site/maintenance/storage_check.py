@@ -20,6 +20,7 @@ from gpu.events import EventTail
 from gpu.manifest import MANIFEST_FILE, sha256_of
 from training_app import storage
 from training_app.models import Checkpoint, TrainingRun
+from training_app.pretraining import RECIPE_FILE
 
 ABANDONED_S = 6 * 3600
 """What is called .tmp-… and was not touched for so long belongs to nobody who lives."""
@@ -94,8 +95,9 @@ def _jobs() -> Iterator[Finding]:
             elif not job.is_active:
                 yield from _events(job)
     for run in TrainingRun.objects.all().iterator():
-        if run.folder.is_dir() and not (run.folder / MANIFEST_FILE).is_file():
-            yield Finding(code="storage.missing", path=_relative(run.folder / MANIFEST_FILE), message=f"run {run} cannot go on without its list of clips")
+        name, what = (RECIPE_FILE, "recipe") if run.is_pretraining else (MANIFEST_FILE, "list of clips")
+        if run.folder.is_dir() and not (run.folder / name).is_file():
+            yield Finding(code="storage.missing", path=_relative(run.folder / name), message=f"run {run} cannot go on without its {what}")
 
 
 def _events(job: Job) -> Iterator[Finding]:

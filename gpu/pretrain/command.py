@@ -86,7 +86,7 @@ def run(argv: list[str]) -> int:
                 announcer.say(STOPPED, step=stop.step, saved=stop.saved)
             return STOPPED_CODE
         except Exception as error:  # the process's boundary: whatever went wrong becomes the run's last event
-            fault = fault_of(error)
+            fault = Fault("training.diverged", str(error)) if isinstance(error, FloatingPointError) else fault_of(error)
             if fault.code == "internal":
                 traceback.print_exc()
             print(f"{fault.code}: {fault.message}", file=sys.stderr)
