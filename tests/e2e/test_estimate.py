@@ -44,7 +44,7 @@ def test_too_little_memory_offers_what_fits_and_the_button_chooses_it(page: Page
     expect(panel).to_contain_text("Memory: fits")
     fill(page, train_batch_size=1024, audio_length_in_s=120)
     expect(panel).to_contain_text("does not fit")
-    expect(panel).to_contain_text(re.compile("it needs about .* of memory"))
+    expect(panel).to_contain_text(re.compile("It needs about .* of memory"))
     panel.get_by_role("button", name="Use these values").click()
     expect(panel).to_contain_text("Memory: fits")
     expect(panel.locator(".error")).to_have_count(0)
@@ -55,7 +55,7 @@ def test_too_little_memory_offers_what_fits_and_the_button_chooses_it(page: Page
 
 def test_too_little_disk_offers_fewer_checkpoints(page: Page, panel: Locator):
     fill(page, max_train_steps=10_000_000, checkpointing_steps=1)
-    expect(panel).to_contain_text("it will write about")
+    expect(panel).to_contain_text("It will write about")
     panel.get_by_role("button", name="Use these values").click()
     expect(panel.locator(".error")).to_have_count(0)
     assert page.locator("[name=checkpointing_steps]").input_value() == "1000000"
