@@ -29,7 +29,7 @@ $(VENV)/originals/.installed: tests/originals/packages.txt $(VENV)/.installed
 
 test: $(VENV)/.installed-for-tests $(VENV)/originals/.installed
 	sh .ci/system-packages
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 	if command -v node >/dev/null; then npm test --silent; else echo "SKIPPED: node is missing, the JavaScript tests were not run"; fi
 
 demo: setup

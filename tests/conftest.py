@@ -12,6 +12,13 @@ from tests.originals.fixtures import original, original_code  # noqa: F401
 hypothesis_settings.register_profile("studio", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("studio")
 
+LONGEST_FIRST = ("faults/test_harness_one", "training/test_every_family", "faults/test_harness_two", "e2e/", "faults/test_harness_postgres", "fuzz/")
+"""Tests run in parallel by file; a long file that begins last is waited for by everybody."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST_FIRST) if f"tests/{name}" in item.nodeid), len(LONGEST_FIRST)))
+
 
 @pytest.fixture(autouse=True)
 def _own_data_dir(request: pytest.FixtureRequest, settings, tmp_path) -> None:

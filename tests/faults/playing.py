@@ -1,4 +1,7 @@
-"""The short form of the random faults; docs/faults.md says how the long one is run and what it found."""
+"""The short form of the random faults; docs/faults.md says how the long one is run and what it found.
+
+Its tests stand in files of their own, because tests of one file run one after another.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,7 @@ import subprocess
 import sys
 import warnings
 
-import pytest
-
-from tests.faults.harness import COUNTS, FAULTS, POSTGRESQL, ROOT
-
-pytestmark = pytest.mark.faults
+from tests.faults.harness import COUNTS, ROOT
 
 
 def play(tmp_path, *arguments: str) -> dict:
@@ -27,25 +26,9 @@ def play(tmp_path, *arguments: str) -> dict:
     return report
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("share", ["0/2", "1/2"])
-def test_one_fault_of_each_kind_loses_doubles_and_damages_nothing(tmp_path, share):
+def one_of_each_kind(tmp_path, share: str) -> None:
     report = play(tmp_path, "--each", "--share", share, "--postgres", "0")
 
     assert report["faults"] >= 8
     jobs = report["parts"]["SQLite"]["jobs"]
     assert jobs and report["parts"]["SQLite"]["attempts"] > sum(jobs.values())
-
-
-@pytest.mark.timeout(600)
-def test_a_restarted_postgresql_loses_and_doubles_nothing(tmp_path):
-    report = play(tmp_path, "--faults", "2", "--postgres", "2", "--only", "database restarted")
-
-    assert report["faults"] == 2 or report["skipped"][POSTGRESQL]
-
-
-def test_every_harm_that_was_asked_for_can_be_drawn():
-    families = {fault.family for fault in FAULTS}
-
-    assert {"trainer", "worker", "monitor", "pusher", "cluster", "web", "serve", "all", "stop", "sleep", "starved:", "power"} <= families
-    assert {"disk", "full checkpoint", "full log", "full upload", "database", "database lock", "database restart", "clock", "three", "newest"} <= families
