@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soxr
@@ -22,6 +24,7 @@ from gpu.sound import open_sound
 PEAK = 0.5
 """Every sound is heard at this peak, at which the trainer's front end hears them too; else a distance would measure the level."""
 TEXTS_AT_ONCE = 32
+PLAIN_SUFFIXES = (".json", ".txt", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -131,22 +134,33 @@ def _open(folder: Path) -> Clap:
             f"{folder.name} has no CLAP that hears (no audio half); name another one with --clap, e.g. a checkpoint of AudioLDM 2",
         )
     if layout == "bare":
-        clap, words, extractor = ClapModel.from_pretrained(folder, **weights), folder, folder
+        clap, words, extractor = _opened(ClapModel, folder, **weights), folder, folder
     else:
         extractor = folder / "feature_extractor"
         has_own = layout == "ranker" and (folder / "ranker_tokenizer").is_dir()
         words = folder / ("ranker_tokenizer" if has_own else "tokenizer")
-        clap = None if layout == "halves" else ClapModel.from_pretrained(folder / layout, **weights)
-    audio = clap or ClapAudioModelWithProjection.from_pretrained(folder / "audio_encoder", **weights)
-    text = clap or ClapTextModelWithProjection.from_pretrained(folder / "text_encoder", **weights)
+        clap = None if layout == "halves" else _opened(ClapModel, folder / layout, **weights)
+    audio = clap or _opened(ClapAudioModelWithProjection, folder / "audio_encoder", **weights)
+    text = clap or _opened(ClapTextModelWithProjection, folder / "text_encoder", **weights)
     if getattr(getattr(audio.config, "audio_config", audio.config), "enable_fusion", False):
         raise Fault("evaluation.ears_broken", f"the CLAP in {folder.name} fuses pieces of a long sound, which is not supported; name one that does not")
     return Clap(
-        tokenizer=AutoTokenizer.from_pretrained(words, **local),
+        tokenizer=_opened(AutoTokenizer, words, **local),
         text=text,
         audio=audio,
-        extractor=ClapFeatureExtractor.from_pretrained(extractor, **local),
+        extractor=_opened(ClapFeatureExtractor, extractor, **local),
     )
+
+
+def _opened(kind: Any, folder: Path, **options: Any) -> Any:
+    """From links to the plain files of `folder`: beside an `adapter_config.json` transformers opens an adapter, and the model that it names."""
+    with tempfile.TemporaryDirectory(prefix="ears-") as place:
+        own = Path(place) / folder.name
+        own.mkdir()
+        for path in folder.iterdir():
+            if path.is_file() and path.suffix in PLAIN_SUFFIXES and not path.name.startswith("adapter"):
+                (own / path.name).symlink_to(path.resolve())
+        return kind.from_pretrained(own, **options)
 
 
 def _layout(folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,6 +192,17 @@ def test_every_family_hears_as_its_candidates_are_ranked(variant, tmp_path):
     sound = 0.5 * np.sin(np.arange(8000) / 5)  # at the level that ears bring everything to
     assert can_hear(folder)
     assert float(ears.read(["a bell"])[0] @ ears.hear(sound, loaded.mel.sample_rate_hz)) == pytest.approx(clap_scores(loaded, "a bell", [sound])[0], abs=1e-5)
+
+
+def test_an_adapter_beside_a_clap_is_never_applied(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "model")
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "elsewhere"), "r": 4, "target_modules": ["q"]}
+    (tmp_path / "model" / "text_encoder" / "adapter_config.json").write_text(json.dumps(adapter))
+
+    sound = np.sin(np.arange(8000) / 5)
+
+    heard, plain = (open_ears(folder, name="model").hear(sound, 16_000) for folder in (tmp_path / "model", tiny))
+    assert np.array_equal(heard, plain)
 
 
 def test_a_clap_that_was_saved_by_itself_hears(tiny, tmp_path):
