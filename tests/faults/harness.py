@@ -458,9 +458,16 @@ def _race_with_the_frozen(world: World, job, rng: random.Random) -> Callable:
 
 def _damage_checkpoint(world: World, job, rng: random.Random) -> None:
     """The newest checkpoint is not what was saved, and the run has to go on from it."""
+    from audioldm_site.jobs import processes
+
     worker = world.studio.limb(job.queue_name, "worker")
     _send(worker, signal.SIGSTOP)
-    _trainer(signal.SIGKILL)(world, job, rng)
+    time.sleep(0.3)  # what the worker began before it was stopped shows itself
+    # Until none is left: one that began a moment ago would write the same checkpoint again while it is being damaged.
+    while found := processes.processes_of(job):
+        for process in found:
+            _send(process, signal.SIGKILL)
+        psutil.wait_procs(found, timeout=5)
     saved = sorted((job.folder / "checkpoints").glob("global_step=*"))
     if saved:
         victim = rng.choice(sorted(saved[-1].iterdir()))
