@@ -278,10 +278,11 @@ def read_checkpoint(folder: Path) -> CheckpointFacts:
         facts = CheckpointFacts(**raw)
     except TypeError as error:
         raise Fault("checkpoint.incomplete", f"{path}: {str(error)[:200]}") from error
-    hashes = facts.files.items() if isinstance(facts.files, dict) else [("files", facts.files)]
-    tables = (facts.config, facts.metrics, facts.model)
+    tables = (facts.files, facts.config, facts.metrics, facts.model)
     # A name is of a file beside this one, and of none elsewhere.
-    if not all(isinstance(digest, str) and name == Path(name).name and "\0" not in name for name, digest in hashes) or not all(isinstance(table, dict) for table in tables):
+    if not all(isinstance(table, dict) for table in tables) or not all(
+        isinstance(digest, str) and name == Path(name).name and "\0" not in name for name, digest in facts.files.items()
+    ):
         raise Fault("checkpoint.incomplete", f"{path} does not say which files it stands for: {str(facts.files)[:200]}")
     if type(facts.step) is not int or not all(isinstance(text, str) for text in (facts.method, facts.base, facts.base_sha256, facts.licence)):
         raise Fault("checkpoint.incomplete", f"{path}: step is {str(facts.step)[:40]} and method {str(facts.method)[:40]}")

@@ -13,7 +13,7 @@ import torch
 
 from gpu.config import ModelRef
 from gpu.errors import Fault
-from gpu.models import describe, main
+from gpu.models import describe, main, read_checkpoint
 
 
 @pytest.fixture
@@ -151,3 +151,28 @@ def test_inspect_prints_json_or_says_what_is_wrong(tiny, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["family"] == "audioldm2"
     assert main([str(tmp_path)]) == 1
     assert "checkpoint.unrecognised" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("files", "lora.safetensors"), ("files", ["lora.safetensors"]), ("files", {"../x": "0"}), ("config", [])]
+)
+def test_a_checkpoint_that_does_not_say_its_files_is_refused_in_words(tmp_path, key, value):
+    facts = {
+        "format_version": 1,
+        "step": 1,
+        "method": "lora",
+        "weights": "raw",
+        "base": "x",
+        "base_sha256": "",
+        "licence": "MIT",
+        "files": {},
+        "config": {},
+        "metrics": {},
+        "model": {},
+    }
+    (tmp_path / "checkpoint.json").write_text(json.dumps(facts))
+    assert read_checkpoint(tmp_path).step == 1
+    (tmp_path / "checkpoint.json").write_text(json.dumps({**facts, key: value}))
+    with pytest.raises(Fault) as caught:
+        read_checkpoint(tmp_path)
+    assert caught.value.code == "checkpoint.incomplete"
