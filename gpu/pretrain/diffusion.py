@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,32 +14,63 @@ from gpu.conditioning import encode_prompts
 from gpu.diffusion import denoising_loss, snr, training_target
 from gpu.pretrain.examples import Examples
 from gpu.pretrain.recipe import DiffusionRecipe
+from gpu.pretrain.team import Team, gathered
 from gpu.pretrain.training import Announce, Ema, Obey, Training, set_learning_rate, trapezoid
 from gpu.pretrain.vae import encode
 
 LATENTS = "latents.npy"
+BEGINNING = "beginning"
+"""The untrained pipeline, for the other processes."""
 TRAINED_PARTS = ("unet", "text_encoder_2", "projection_model", "language_model")
 
 
 def train_diffusion(
     recipe: DiffusionRecipe, pipeline: AudioLDM2Pipeline, examples: Examples, folder: Path,
-    *, seed: int, announce: Announce, obey: Obey | None = None,
+    *, seed: int, announce: Announce, obey: Obey | None = None, processes: int = 1,
 ) -> None:  # fmt: skip
-    """Min-SNR weighted error of the scheduler's prediction type; leaves the averaged weights in `pipeline`.
+    """Error of the scheduler's prediction type, min-SNR weighted if the recipe says so; leaves the averaged weights in `pipeline`.
 
     The VAE, the vocoder and CLAP must be the finished ones. A caption is left out one time in ten, for each example by
     itself, so that guidance has something to compare with (Ho and Salimans 2022, arXiv:2207.12598).
+
+    Args:
+        processes: see `gpu.pretrain.team`.
+
+    Raises:
+        ValueError: a batch cannot be divided evenly among so many processes.
     """
+    if recipe.train_batch_size % processes:
+        raise ValueError(f"a batch of {recipe.train_batch_size} cannot be divided among {processes} processes evenly")
+    _prepare_latents(folder / LATENTS, pipeline, examples, announce=announce)
+    if processes > 1:
+        pipeline.save_pretrained(folder / BEGINNING)
+    try:
+        with gathered(processes, _take_part, recipe, folder, examples.captions, seed) as team:
+            _train(team, recipe, pipeline, examples.captions, folder, seed=seed, announce=announce, obey=obey)
+    finally:
+        shutil.rmtree(folder / BEGINNING, ignore_errors=True)
+
+
+def _take_part(team: Team, recipe: DiffusionRecipe, folder: Path, captions: list[str], seed: int) -> None:
+    """What another process does: the same steps, silently."""
+    pipeline = AudioLDM2Pipeline.from_pretrained(folder / BEGINNING, dtype=torch.float32, local_files_only=True)
+    _train(team, recipe, pipeline, captions, folder, seed=seed, announce=lambda **_: None, obey=None)
+
+
+def _train(
+    team: Team, recipe: DiffusionRecipe, pipeline: AudioLDM2Pipeline, captions: list[str], folder: Path,
+    *, seed: int, announce: Announce, obey: Obey | None,
+) -> None:  # fmt: skip
     trained = nn.ModuleDict({name: getattr(pipeline, name) for name in TRAINED_PARTS})
     pipeline.unet.to(memory_format=torch.channels_last)  # what convolutions on a processor prefer
     pipeline.text_encoder.requires_grad_(False)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     ema = Ema(trained, decay=recipe.ema_decay)
     training = Training(
-        folder / "diffusion.pt", parts={"trained": trained, "optimizer": optimizer, "ema": ema},
+        folder / "diffusion.pt", parts={"trained": trained, "optimizer": optimizer, "ema": ema}, keep=team.leads,
         max_steps=recipe.max_train_steps, batch_size=recipe.train_batch_size, seed=seed, announce=announce, obey=obey,
     )  # fmt: skip
-    all_latents = _prepare_latents(folder / LATENTS, pipeline, examples, announce=announce)
+    all_latents = np.load(folder / LATENTS, mmap_mode="r")
     scheduler = pipeline.scheduler
 
     trained.train()
@@ -46,15 +78,17 @@ def train_diffusion(
         share = trapezoid(step, warmup_steps=recipe.lr_warmup_steps, decay_steps=recipe.lr_decay_steps, max_steps=recipe.max_train_steps)
         set_learning_rate(optimizer, recipe.learning_rate * share)
 
+        # Every process draws the whole batch, and then takes its share.
         rng = np.random.default_rng([seed, step])
-        indices = rng.integers(len(examples), size=recipe.train_batch_size)
+        indices = rng.integers(len(captions), size=recipe.train_batch_size)
         left_out = rng.random(recipe.train_batch_size) < recipe.unconditional_share
-        captions = ["" if out else examples.captions[i] for i, out in zip(indices, left_out, strict=True)]
+        chosen = ["" if out else captions[i] for i, out in zip(indices, left_out, strict=True)]
         latents = torch.from_numpy(all_latents[indices].astype(np.float32))  # [B, C, T/f, M/f]
         noise = torch.randn_like(latents)
         timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),))
+        chosen, latents, noise, timesteps = (team.share(part) for part in (chosen, latents, noise, timesteps))
 
-        embeds = encode_prompts(pipeline, captions, requires_grad=True)
+        embeds = encode_prompts(pipeline, chosen, requires_grad=True)
         prediction = pipeline.unet(
             scheduler.add_noise(latents, noise, timesteps),
             timesteps,
@@ -72,6 +106,7 @@ def train_diffusion(
 
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        loss = team.average(trained, loss)
         nn.utils.clip_grad_norm_(trained.parameters(), recipe.max_grad_norm)
         optimizer.step()
         ema.update(trained, step)
@@ -83,8 +118,8 @@ def train_diffusion(
 
 def _prepare_latents(
     path: Path, pipeline: AudioLDM2Pipeline, examples: Examples, *, announce: Announce, batch_size: int = 16
-) -> np.ndarray:
-    """Every example's latents, scaled to unit spread, kept on disk: [N, C, T/f, M/f]"""
+) -> None:
+    """Write every example's latents, scaled to unit spread, unless they are there: [N, C, T/f, M/f]"""
     if not path.exists():
         parts: list[Tensor] = []
         for start in range(0, len(examples), batch_size):
@@ -94,4 +129,3 @@ def _prepare_latents(
         with path.with_suffix(".tmp").open("wb") as file:
             np.save(file, torch.cat(parts).numpy())
         path.with_suffix(".tmp").replace(path)
-    return np.load(path)

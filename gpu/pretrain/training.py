@@ -28,6 +28,7 @@ class Training:
 
     Args:
         path: where the state is kept; when the file is there, the stage goes on from it.
+        keep: whether to write there; of several processes only one does.
         parts: what is trained and must be restored: modules and optimisers by name.
         batch_size: examples of a step.
         announce: told `stage, step, max_steps, loss, ...` now and then.
@@ -35,10 +36,12 @@ class Training:
     """
 
     def __init__(
-        self, path: Path, *, parts: Mapping[str, Any], max_steps: int, batch_size: int, seed: int, announce: Announce, obey: Obey | None
-    ) -> None:
+        self, path: Path, *, parts: Mapping[str, Any], max_steps: int, batch_size: int, seed: int, announce: Announce, obey: Obey | None,
+        keep: bool = True,
+    ) -> None:  # fmt: skip
         self.path = path
         self.parts = parts
+        self.keep = keep
         self.max_steps = max_steps
         self.batch_size = batch_size
         self.seed = seed
@@ -62,7 +65,7 @@ class Training:
             yield self.step
             self.step += 1
             self.seconds = before_s + time.monotonic() - begun_at
-            if time.monotonic() - saved_at > SAVE_EVERY_S or self.step == self.max_steps:
+            if self.keep and (time.monotonic() - saved_at > SAVE_EVERY_S or self.step == self.max_steps):
                 self.save()
                 saved_at = time.monotonic()
             if self.obey:

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import multiprocessing
+import shutil
 import zipfile
 from dataclasses import asdict, replace
 from io import BytesIO
@@ -15,7 +17,7 @@ from diffusers import AudioLDM2Pipeline
 from transformers import ClapFeatureExtractor
 
 import gpu.pretrain
-from gpu.architectures import CLAP_FEATURES, build_vae, build_vocoder
+from gpu.architectures import CLAP_FEATURES, build_audioldm2, build_vae, build_vocoder
 from gpu.pretrain.clap import clap_features, contrastive_loss
 from gpu.pretrain.corpus import Corpus, read_registry
 from gpu.pretrain.linear import start_linear
@@ -94,8 +96,8 @@ def at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpu.pretrain.training.REPORT_EVERY_S", -1)
 
 
-def pretrain(recipe: Path, run_dir: Path, corpus_files: tuple[Path, Path]) -> int:
-    return gpu.pretrain.main([str(recipe), str(run_dir), "--data", str(corpus_files[0]), "--threads", "1"])
+def pretrain(recipe: Path, run_dir: Path, corpus_files: tuple[Path, Path], *more: str) -> int:
+    return gpu.pretrain.main([str(recipe), str(run_dir), "--data", str(corpus_files[0]), "--threads", "1", *more])
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -141,6 +143,51 @@ def test_a_run_stopped_in_each_stage_and_continued_equals_one_that_was_not(
     whole, parts = weights_of(tmp_path / "whole/model"), weights_of(tmp_path / "parts/model")
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_two_processes_make_the_steps_of_one(recipe_file, tmp_path, corpus_files, toy_hifigan, at_every_step, monkeypatch):
+    recipe = json.loads(recipe_file.read_text())
+    # Clipping acts on the team's gradient, not on a member's. How far a caption is padded depends on the others of its share.
+    recipe["diffusion"].update(train_batch_size=4, max_grad_norm=0.05, unconditional_share=0.0)
+    recipe["architecture"]["t5"]["dropout_rate"] = 0.0  # what is dropped would differ
+    recipe["architecture"]["gpt2"].update(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    recipe_file.write_text(json.dumps(recipe))
+    pretrain(recipe_file, tmp_path / "one", corpus_files, "--until", "vae")
+    captions = tmp_path / "one/examples/captions.json"
+    captions.write_text(json.dumps(["a long siren"] * len(json.loads(captions.read_text()))))
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    pretrain(recipe_file, tmp_path / "one", corpus_files)
+    report = Training.report
+
+    def stop_at_third_step(self, loss, **more):
+        if self.step == 2:
+            raise KeyboardInterrupt
+        report(self, loss, **more)
+
+    with monkeypatch.context() as once:
+        once.setattr(Training, "report", stop_at_third_step)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(recipe_file, tmp_path / "two", corpus_files, "--processes", "2")
+    assert not multiprocessing.active_children()
+    assert pretrain(recipe_file, tmp_path / "two", corpus_files, "--processes", "2") == 0
+
+    one, two = (torch.load(tmp_path / name / "diffusion.pt", weights_only=True) for name in ("one", "two"))
+    assert one["step"] == two["step"] == 4
+    beginning = build_audioldm2(ARCHITECTURE, captions=json.loads(captions.read_text()), seed=3)
+    moved = 0.0
+    for name, value in one["parts"]["trained"].items():
+        part, _, key = name.partition(".")
+        torch.testing.assert_close(two["parts"]["trained"][name], value, rtol=0, atol=2e-5)
+        moved = max(moved, float((value - getattr(beginning, part).state_dict()[key]).abs().max()))
+    assert moved > 1e-3
+    assert not (tmp_path / "two/beginning").exists()
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused_at_once(recipe_file, tmp_path, corpus_files, toy_hifigan, capsys):
+    with pytest.raises(SystemExit) as caught:
+        pretrain(recipe_file, tmp_path / "run", corpus_files, "--processes", "2")
+    assert caught.value.code == 2
+    assert "train_batch_size (3)" in capsys.readouterr().err
 
 
 def test_a_missing_vocoder_package_is_named(recipe_file, tmp_path, corpus_files, capsys):
