@@ -87,6 +87,7 @@ class Source:
         self.names = frozenset(name.removeprefix(root) for name in names if name.startswith(root) and name != metadata)
         self._root, self._metadata = root, metadata
         self._written = 0
+        self._parents: set[Path] = set()
 
     def metadata(self) -> bytes:
         """The bytes of metadata.csv.
@@ -108,12 +109,10 @@ class Source:
             Fault: `clip.corrupt` when this entry alone is damaged; `archive.…` when a limit is crossed; `disk.full`.
         """
         target = folder / name
-        if not target.resolve().is_relative_to(folder.resolve()):
-            raise Fault("archive.path_unsafe", f"{name} leads out of the dataset's folder")
         digest, size = hashlib.sha256(), 0
         with disk_faults():
             try:
-                target.parent.mkdir(parents=True, exist_ok=True)
+                self._make_parent(target, folder, name)
                 file = open(target, "xb")  # noqa: SIM115 (closed below)
             except (FileExistsError, NotADirectoryError):
                 raise Fault("archive.duplicate_name", f"{name} collides with another name in the archive") from None
@@ -124,6 +123,15 @@ class Source:
                     digest.update(piece)
                     file.write(piece)
         return digest.hexdigest(), size
+
+    def _make_parent(self, target: Path, folder: Path, name: str) -> None:
+        """Once for each of them: asking where a path really leads costs a system call for each of its parts."""
+        if target.parent in self._parents:
+            return
+        if not target.parent.resolve().is_relative_to(folder.resolve()):
+            raise Fault("archive.path_unsafe", f"{name} leads out of the dataset's folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._parents.add(target.parent)
 
     def _locate(self, names: list[str], *, label: str) -> tuple[str, str]:
         """The prefix below which the wanted files lie, and the name of the one that lists them."""

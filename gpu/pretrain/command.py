@@ -57,11 +57,11 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--registry", type=Path, nargs="+", help="CSV of each zip's recordings; beside the zips when not given")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to run")
     parser.add_argument("--model", type=Path, help="folder of the finished model; RUN_DIR/model when not given")
-    parser.add_argument("--processes", type=int, default=1, help="of the diffusion stage; two of one thread are faster than one of two")
+    parser.add_argument("--processes", type=int, help="of the diffusion stage; two where there are two threads and an even batch, when not given")
     parser.add_argument("--threads", type=int, help="processor threads; as many as there are cores when not given")
     arguments = parser.parse_args(argv)
 
-    if arguments.processes < 1:
+    if arguments.processes is not None and arguments.processes < 1:
         parser.error(f"--processes ({arguments.processes}) must be 1 or more")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.threads:
@@ -73,13 +73,15 @@ def run(argv: list[str]) -> int:
         announcer = Announcer(events)
         try:
             recipe = Recipe.read(arguments.recipe)
-            if recipe.diffusion.train_batch_size % arguments.processes:
-                raise ValueError(f"diffusion.train_batch_size ({recipe.diffusion.train_batch_size}) must be a multiple of --processes")
+            batch_size = recipe.diffusion.train_batch_size
+            processes = arguments.processes or (2 if torch.get_num_threads() > 1 and batch_size % 2 == 0 else 1)
+            if batch_size % processes:
+                raise ValueError(f"diffusion.train_batch_size ({batch_size}) must be a multiple of --processes")
             sounds = Sounds(recipe, folder, announcer, should_stop=lambda: bool(control.stop()))
         except (OSError, TypeError, ValueError, KeyError, AttributeError, Fault) as error:
             announcer.say(FAILED, code="pretrain.recipe_invalid", detail=f"{arguments.recipe.name}: {error}")
             parser.error(f"{arguments.recipe}: {error}")
-        course = Course(recipe, folder, announcer, control, sounds, processes=arguments.processes)
+        course = Course(recipe, folder, announcer, control, sounds, processes=processes)
         try:
             registries = arguments.registry or map(beside, arguments.data)
             course.follow(list(zip(arguments.data, registries, strict=True)), until=arguments.until, model=arguments.model)
