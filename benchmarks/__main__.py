@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NOT_ALONE = {"__init__", "__main__", "report", "published", "hardware", "full_size", "judge", "learning", "recognition"}
+NOT_ALONE = {"__init__", "__main__", "report", "published", "hardware", "full_size", "judge", "learning", "recognition", "big_files", "conversion"}
 """What is no benchmark, or takes gigabytes, a download or half an hour: such a one is run when somebody asks for it."""
 BENCHMARKS = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in NOT_ALONE)
 
