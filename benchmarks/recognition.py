@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import soundfile as sf
 import torch
+from PIL import Image, ImageDraw
 
 from benchmarks.judge import Judge, JudgeMissing, find_wheel
 from benchmarks.report import RESULTS, machine
@@ -33,7 +34,7 @@ from gpu.evaluation.statistics import wilson_interval
 from gpu.generate import Generator
 from gpu.manifest import folder_digest
 from gpu.pretrain.corpus import read_registry
-from gpu.sound import write_wav
+from gpu.sound import spectrogram_png, write_wav
 
 ROOT = Path(__file__).parents[1]
 STARTER = ROOT / "training_app/builtin/starter"
@@ -55,10 +56,14 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Heard:
-    """What the judge made of a prompt's candidates, best ranked first: its five best classes, and its embedding of each."""
+    """What the judge made of a prompt's candidates, best ranked first: its five best classes, and its embedding of each.
+
+    `certainty`: how sure it is, 0 to 1, of the likeliest class that fits the candidate ranked first.
+    """
 
     prompt: Prompt
     best: list[list[str]]
+    certainty: float
     embeddings: np.ndarray
 
 
@@ -71,8 +76,11 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="zip of recordings with its registry (CSV), for the Fréchet distance")
     parser.add_argument("--registry", type=Path)
     parser.add_argument("--sounds", type=Path, help="a folder for the sounds that were made")
+    parser.add_argument("--picture", type=Path, help="PNG with the spectrograms of the best, the median and the worst; needs --sounds")
     parser.add_argument("--only", type=int, help="so many prompts, evenly spread; the result is printed and not kept")
     arguments = parser.parse_args()
+    if arguments.picture and not arguments.sounds:
+        parser.error("--picture needs --sounds")
     try:
         wheel = arguments.judge or find_wheel()
         judge = Judge(wheel)
@@ -90,6 +98,8 @@ def main() -> None:
     result = figures(heard)
     if arguments.corpus:
         result |= distances(heard, judge, arguments.corpus, arguments.registry)
+    if arguments.picture:
+        draw(heard, arguments.sounds, arguments.picture)
     for name, value in result.items():
         print(f"{name}: {value}")
     if not arguments.only:
@@ -130,7 +140,11 @@ def listen(model: Path, prompts: Sequence[Prompt], wheel: Path, candidates: int,
         if sounds:
             sounds.mkdir(parents=True, exist_ok=True)
             write_wav(sounds / f"{prompt.number:03}.wav", made[0].samples, rate_hz, recipe={"prompt": prompt.text})
-        heard.append(Heard(prompt=prompt, best=[best for best, _ in verdicts], embeddings=np.stack([e for _, e in verdicts])))
+        scores, _ = judge.scores(made[0].samples, rate_hz)
+        certainty = max(scores[name] for name in prompt.classes)
+        heard.append(
+            Heard(prompt=prompt, best=[best for best, _ in verdicts], certainty=certainty, embeddings=np.stack([e for _, e in verdicts]))
+        )
         hits = "".join("x" if prompt.classes & set(best) else "." for best, _ in verdicts)
         print(f"{prompt.number:3} {hits} {prompt.text}: {', '.join(verdicts[0][0])}", flush=True)
     return heard
@@ -173,6 +187,24 @@ def distances(heard: Sequence[Heard], judge: Judge, corpus: Path, registry: Path
         "Fréchet distance, made to real": {"value": frechet_distance(made, halves[0]), "n": [len(made), len(halves[0])]},
         "Fréchet distance, real to real": {"value": frechet_distance(halves[1], halves[0]), "n": [len(halves[1]), len(halves[0])]},
     }
+
+
+def draw(heard: Sequence[Heard], sounds: Path, picture: Path, *, each: int = 4, width: int = 240, height: int = 120) -> None:
+    """Rows of spectrograms: the sounds that the judge was surest of, those in the middle, those that it was least sure of."""
+    ordered = sorted(heard, key=lambda one: -one.certainty)
+    middle = (len(ordered) - each) // 2
+    rows = {"best": ordered[:each], "median": ordered[middle : middle + each], "worst": ordered[-each:]}
+    sheet = Image.new("RGB", (each * (width + 8), len(rows) * (height + 30)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (label, some) in enumerate(rows.items()):
+        for column, one in enumerate(some):
+            left, top = column * (width + 8), row * (height + 30)
+            pen.text((left, top), f"{label}: {one.prompt.text}"[:46], fill="black")
+            pen.text((left, top + 12), f"heard {', '.join(one.best[0])}"[:46], fill="dimgray")
+            png = spectrogram_png(sounds / f"{one.prompt.number:03}.wav", width=width, height=height)
+            sheet.paste(Image.open(io.BytesIO(png)).convert("RGB"), (left, top + 25))
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(picture, optimize=True)
 
 
 def keep(settings: dict[str, Any], result: dict[str, Any]) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.recognition import read_prompts
 from benchmarks.report import RESULTS, machine
 from gpu.config import GenerateConfig, ModelRef
 from gpu.device import choose_device
@@ -25,29 +28,45 @@ from gpu.pipelines import LoadedPipeline, encode_guided, load_pipeline
 from gpu.sampling import clap_scores, decode, denoise, initial_noise
 
 CONVERGED = ("dpmsolver++", 100)
-SETTINGS = [("ddim", 200), ("ddim", 50), ("ddim", 25), ("dpmsolver++", 10), ("dpmsolver++", 15), ("dpmsolver++", 20), ("dpmsolver++", 25),
+SETTINGS = [("ddim", 200), ("ddim", 50), ("ddim", 25), ("ddim", 20), ("dpmsolver++", 10), ("dpmsolver++", 15), ("dpmsolver++", 20), ("dpmsolver++", 25),
             ("unipc", 10), ("unipc", 15), ("unipc", 20)]  # fmt: skip
+HEARD = {CONVERGED, ("ddim", 200), ("ddim", 20), ("dpmsolver++", 15), ("dpmsolver++", 20), ("dpmsolver++", 25), ("unipc", 15), ("unipc", 20)}
+"""Whose sounds CLAP hears: a sound costs as much as many sampler steps."""
 STARTER = Path(__file__).parents[1] / "training_app" / "builtin" / "starter"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=STARTER)
-    parser.add_argument("--prompts", type=Path, default=Path(__file__).parent / "prompts.json", help="JSON: a list of texts or of objects with `prompt`")
-    parser.add_argument("--limit", type=int, default=50)
+    parser.add_argument("--limit", type=int, default=50, help="of the hundred prompts of benchmarks.recognition, evenly spread")
     parser.add_argument("--seconds", type=float, default=2.6)
     parser.add_argument("--guidance", type=float, default=3.5)
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     arguments = parser.parse_args()
-    prompts = [item if isinstance(item, str) else item["prompt"] for item in json.loads(arguments.prompts.read_text())][: arguments.limit]
-    loaded = load_pipeline(ModelRef(base=str(arguments.model)), device=choose_device())
-
+    prompts = [prompt.text for prompt in read_prompts()]
+    prompts = prompts[:: max(1, len(prompts) // arguments.limit)][: arguments.limit]
+    with ProcessPoolExecutor(arguments.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [
+            pool.submit(work, arguments.model, list(enumerate(prompts))[worker :: arguments.workers], arguments.seconds, arguments.guidance)
+            for worker in range(arguments.workers)
+        ]
     found: dict[str, list[dict[str, float]]] = {}
-    for number, prompt in enumerate(prompts):
-        for label, row in compare(loaded, prompt, seed=number, seconds=arguments.seconds, guidance=arguments.guidance).items():
+    for rows in (rows for job in jobs for rows in job.result()):
+        for label, row in rows.items():
             found.setdefault(label, []).append(row)
-        print(f"\r{number + 1} of {len(prompts)} prompts", end="", flush=True)
     tell(found, settings={"model": arguments.model.name, "prompts": len(prompts), "seconds": arguments.seconds, "guidance": arguments.guidance,
                           "converged": "{} {}".format(*CONVERGED)})  # fmt: skip
+
+
+def work(model: Path, prompts: list[tuple[int, str]], seconds: float, guidance: float) -> list[dict[str, dict[str, float]]]:
+    """Runs in a process of its own."""
+    torch.set_num_threads(1)
+    loaded = load_pipeline(ModelRef(base=str(model)), device=choose_device())
+    rows = []
+    for done, (number, prompt) in enumerate(prompts):
+        rows.append(compare(loaded, prompt, seed=number, seconds=seconds, guidance=guidance))
+        print(f"{done + 1} of {len(prompts)}", flush=True)
+    return rows
 
 
 @torch.no_grad()
@@ -63,8 +82,8 @@ def compare(loaded: LoadedPipeline, prompt: str, *, seed: int, seconds: float, g
         latents = denoise(loaded, initial_noise([noise_seed], shape), embeds, config)
         spent = process_time() - began
         mel = loaded.pipeline.vae.decode(latents / loaded.pipeline.vae.config.scaling_factor, return_dict=False)[0]
-        scores = clap_scores(loaded, prompt, decode(loaded, latents, duration_s=seconds)) or [float("nan")]
-        return mel.numpy(), scores[0], spent
+        scores = clap_scores(loaded, prompt, decode(loaded, latents, duration_s=seconds)) if (sampler, steps) in HEARD else None
+        return mel.numpy(), scores[0] if scores else float("nan"), spent
 
     target, target_score, target_s = run(*CONVERGED, seed)
     other, other_score, _ = run("dpmsolver++", 25, seed + 1_000_000)
@@ -89,7 +108,8 @@ def tell(found: dict[str, list[dict[str, float]]], *, settings: dict[str, Any]) 
             "mel_distance": float(distance.mean()), "mel_distance_95": interval(distance), "clap_score": float(score.mean()),
             "clap_gap": float(gap.mean()), "clap_gap_95": interval(gap), "cpu_s": float(np.median(cpu)), "n": len(items),
         }  # fmt: skip
-        row = rows[label]
+        rows[label] = {name: value for name, value in rows[label].items() if np.isfinite(value)}
+        row = {name: rows[label].get(name, float("nan")) for name in ("mel_distance", "mel_distance_95", "clap_score", "clap_gap", "clap_gap_95", "cpu_s")}
         print(f"{label:18} {row['mel_distance']:8.4f} ± {row['mel_distance_95']:8.4f}    {row['clap_score']:10.4f} {row['clap_gap']:11.4f} ± {row['clap_gap_95']:8.4f} {row['cpu_s']:9.2f}")
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "sampling_quality.json").write_text(json.dumps({"settings": settings, "machine": machine(), "rows": rows}, indent=1) + "\n")

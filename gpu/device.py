@@ -19,10 +19,10 @@ from gpu.config import FinetuneConfig
 from gpu.errors import Fault
 
 PACKAGES = ("torch", "diffusers", "transformers", "pytorch-lightning", "peft", "safetensors")
-# Latent values (per CFG half) that go through the UNet together: 8 candidates of 10.24 s of the published models.
-LATENTS_AT_ONCE = 8 * 8 * 256 * 16
+# Places of latent pictures (per CFG half) that go through the UNet together: 8 candidates of 10.24 s of the published models.
+PLACES_AT_ONCE = 8 * 256 * 16
 # And on a processor: 4 sounds of the starter, one of the published models.
-LATENTS_AT_ONCE_ON_A_PROCESSOR = 4 * 8 * 28 * 10
+PLACES_AT_ONCE_ON_A_PROCESSOR = 4 * 28 * 10
 
 
 def choose_device() -> torch.device:
@@ -82,7 +82,7 @@ def precision_words(precision: str) -> str:
     return {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}.get(precision, precision)
 
 
-def candidates_at_once(num_latents: int, device: torch.device) -> int:
+def candidates_at_once(num_places: int, device: torch.device) -> int:
     """How many candidates go through the UNet together.
 
     It depends on the shape alone, never on what memory happens to be free: another batch size rounds differently. On a processor
@@ -90,9 +90,9 @@ def candidates_at_once(num_latents: int, device: torch.device) -> int:
     three of the starter's sounds take two thirds of the time together.
 
     Args:
-        num_latents: C * H * W of one candidate.
+        num_places: H * W of one candidate. How many channels lie at each matters to the first and the last layer alone.
     """
-    return max(1, (LATENTS_AT_ONCE if device.type == "cuda" else LATENTS_AT_ONCE_ON_A_PROCESSOR) // num_latents)
+    return max(1, (PLACES_AT_ONCE if device.type == "cuda" else PLACES_AT_ONCE_ON_A_PROCESSOR) // num_places)
 
 
 def device_name(device: torch.device) -> str:

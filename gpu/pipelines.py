@@ -43,6 +43,7 @@ from transformers import (
 from gpu.cache import model_digest
 from gpu.conditioning import Clap, ClassEmbeds, Embeds, PromptEmbeds, TextEmbeds, clap_text_embeds, encode_prompts, encode_text
 from gpu.config import ModelRef
+from gpu.convolutions import channels_last_1d
 from gpu.device import fault_of
 from gpu.errors import Fault
 from gpu.lora import inject_lora, load_lora, lora_rank, merge_lora
@@ -201,6 +202,8 @@ def load_pipeline(
         if part is not unet:
             part.eval()
             part.requires_grad_(False)
+    if torch.device(device).type == "cpu":
+        channels_last_1d(pipeline.vocoder)
     checkpoint = None
     if ref.weights and unet is None:
         checkpoint = apply_weights(pipeline.unet, Path(ref.weights), base_sha256=base_sha256)

@@ -71,7 +71,7 @@ def sample_sounds(
         embeds = embeds or encode_guided(loaded, config.prompt, config.negative_prompt)
         shape = loaded.latent_shape(config.audio_length_in_s)
         seeds = [candidate_seed(config.seed, index) for index in range(config.num_waveforms_per_prompt)]
-        group = candidates_at_once(int(np.prod(shape)), loaded.device)
+        group = candidates_at_once(int(np.prod(shape[1:])), loaded.device)
         groups = [seeds[start : start + group] for start in range(0, len(seeds), group)]
 
         waveforms: list[np.ndarray] = []
