@@ -13,8 +13,8 @@ def main() -> None:
         os.environ["STUDIO_PYTHON"] = str(own_python)  # once: a .venv without Django must not start itself for ever
         os.execv(own_python, [str(own_python), *sys.argv])
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "audioldm_site.settings")
-    # Before torch is loaded: idle threads that spin make a busy machine many times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before torch is loaded: its threads wait briefly for each other and then sleep (docs/decisions/0007).
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from django.core.management import execute_from_command_line
 
     execute_from_command_line(sys.argv)

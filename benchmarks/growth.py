@@ -39,11 +39,12 @@ def import_clips() -> Iterator[Point]:
 
 def cache_clips() -> Iterator[Point]:
     from benchmarks.training_step import write_run
-    from gpu.config import FinetuneConfig
+    from gpu.config import FinetuneConfig, ModelRef
+    from gpu.device import choose_device
     from gpu.finetune import data
     from gpu.pipelines import load_pipeline
 
-    loaded = load_pipeline(*_starter())
+    loaded = load_pipeline(ModelRef(base=str(STARTER)), device=choose_device())
     config = FinetuneConfig.parse({"audio_length_in_s": CLIP_S})
     for clips in (16, 64, 256):
         with tempfile.TemporaryDirectory() as folder:
@@ -170,13 +171,6 @@ def render(result: dict[str, Any], name: str) -> str:
         ]  # fmt: skip
     table = "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *lines])
     return f"{table}\n\n{at['at'][:10]}, {at['cpus']} cores at a load of {at['load']:.1f} when it ended."
-
-
-def _starter() -> tuple[Any, ...]:
-    from gpu.config import ModelRef
-    from gpu.device import choose_device
-
-    return (ModelRef(base=str(STARTER)), choose_device())
 
 
 def _step(**values: Any) -> Point:

@@ -24,8 +24,8 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] not in COMMANDS:
         print(__doc__, file=sys.stderr)
         return 0 if argv[:1] in (["-h"], ["--help"]) else 2
-    # Waiting threads sleep instead of spinning: on a machine that is shared, two to four times faster. Read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads wait briefly for each other and then sleep (docs/decisions/0007). Read when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # Imported on demand: `--help` and the light half must not load torch.
     return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
 
