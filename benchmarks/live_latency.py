@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-BATCH_S = 0.1
+BATCH_S = 0.05
 """As the runner copies events."""
 
 

@@ -23,8 +23,8 @@ from audioldm_site.jobs.models import Job
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.05
-POLL_POSTGRES_S = 0.1
+POLL_S = 0.02
+POLL_POSTGRES_S = 0.05
 CHUNK = 500
 """Events in one read, and in one hand-over to a subscriber."""
 BATCHES_WAITING = 8

@@ -37,7 +37,7 @@ REFUSED = (DataError, IntegrityError, NotSupportedError)
 LOG_FILE = "log.txt"
 LOG_LIMIT_BYTES = 10_000_000
 LOG_TAIL_BYTES, LOG_TAIL_LINES = 8_000, 20
-EVENTS_EVERY_S = 0.1
+EVENTS_EVERY_S = 0.05
 """One transaction per event falls behind a fast trainer (about 50 a second), one per batch does not."""
 BATCH = 500
 STATUS_EVERY_S = 0.5
