@@ -28,7 +28,7 @@ def test_no_sound_made_in_code_is_captioned_in_the_other_words(kind):
 
 def heard(text: str, best: list[list[str]], *, other: bool = False) -> Heard:
     prompt = Prompt(number=0, text=text, kind="dog", classes=frozenset({"Dog"}), also=frozenset({"Animal"}), in_other_words=other)
-    return Heard(prompt=prompt, best=best, embeddings=np.zeros((len(best), 4)))
+    return Heard(prompt=prompt, certainty=0.5, best=best, embeddings=np.zeros((len(best), 4)))
 
 
 def test_ranking_is_compared_with_a_random_candidate():
