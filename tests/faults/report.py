@@ -1,4 +1,4 @@
-"""Fill the tables of docs/faults.md and docs/uploads.md from the last results.
+"""Fill the tables of docs/faults.md, docs/growth.md and docs/uploads.md from the last results.
 
     python -m tests.faults.report            `tests/site/test_documents.py` compares
 """
@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from benchmarks import growth
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -83,6 +86,7 @@ BLOCKS: dict[str, tuple[str, str, Callable[[dict[str, Any]], str]]] = {
     "faults": ("docs/faults.md", "faults.json", faults),
     "fuzz": ("docs/faults.md", "fuzz.json", fuzz),
     "memory": ("docs/uploads.md", "big_files.json", big_files),
+    **{f"growth of {name}": ("docs/growth.md", "growth.json", partial(growth.render, name=name)) for name in growth.CURVES},
 }
 
 
