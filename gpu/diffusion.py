@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -37,8 +37,24 @@ def snr(scheduler: Any, timesteps: Tensor) -> Tensor:
     return alphas_cumprod / (1 - alphas_cumprod)
 
 
+def answered_channels(unet: nn.Module) -> Tensor | None:
+    """Latent channels that a UNet says anything about, as indices [K]; None for all.
+
+    About a channel that is noise and nothing else a UNet that predicts the velocity has nothing to say: its output there is zero by its weights
+    (`gpu.pretrain.grain`). The error that remains in such a channel is the noise itself, and would hide what is learned in the others.
+    """
+    answered = unet.conv_out.weight.detach().flatten(1).any(1)
+    return None if answered.all() or not answered.any() else answered.nonzero()[:, 0]
+
+
 def denoising_loss(
-    pred: Tensor, target: Tensor, *, snr: Tensor | None = None, snr_gamma: float | None = None, prediction_type: str
+    pred: Tensor,
+    target: Tensor,
+    *,
+    channels: Tensor | None = None,
+    snr: Tensor | None = None,
+    snr_gamma: float | None = None,
+    prediction_type: str,
 ) -> Tensor:
     """Mean squared error of the prediction, easy timesteps held back.
 
@@ -48,12 +64,15 @@ def denoising_loss(
 
     Args:
         pred: UNet output, [B, C, H, W].
+        channels: those that count, from `answered_channels`.
         snr: at each example's timestep, [B], > 0; needed with `snr_gamma`.
     Raises:
         ValueError: the two shapes differ (they would broadcast), `snr` is missing, or the prediction type is unknown.
     """
     if pred.shape != target.shape:
         raise ValueError(f"prediction {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape")
+    if channels is not None:
+        pred, target = pred[:, channels], target[:, channels]
     per_example = (pred.float() - target.float()).square().flatten(1).mean(1)  # [B]
     if snr_gamma is None:
         return per_example.mean()

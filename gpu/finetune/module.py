@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpu.config import FinetuneConfig
-from gpu.diffusion import denoising_loss, snr, training_target
+from gpu.diffusion import answered_channels, denoising_loss, snr, training_target
 from gpu.errors import Fault
 from gpu.finetune.data import Batch
 from gpu.finetune.schedule import Plateau, learning_rate
@@ -43,6 +43,7 @@ class Denoiser(pl.LightningModule):
         self.unet = unet
         self.scheduler = scheduler
         self.config = config
+        self.channels = answered_channels(unet)
         self.step = 0
         self.plateau = Plateau(patience=config.plateau_patience, factor=config.plateau_factor)
         self.ema = {name: weight.detach().clone() for name, weight in self.trained().items()} if config.use_ema else None
@@ -65,6 +66,7 @@ class Denoiser(pl.LightningModule):
         loss = denoising_loss(
             pred,
             target,
+            channels=self.channels,
             snr=snr(self.scheduler, batch.timesteps) if gamma else None,
             snr_gamma=gamma,
             prediction_type=self.scheduler.config.prediction_type,

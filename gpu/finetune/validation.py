@@ -94,7 +94,7 @@ class ValidationLoss:
             noisy = module.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
             pred = module.predict(noisy, batch.timesteps, batch.embeds)
             target = training_target(module.scheduler, batch.latents, batch.noise, batch.timesteps)
-            loss = denoising_loss(pred, target, prediction_type=module.scheduler.config.prediction_type)
+            loss = denoising_loss(pred, target, channels=module.channels, prediction_type=module.scheduler.config.prediction_type)
             total += float(loss) * len(batch.captions)
             count += len(batch.captions)
         return total / count

@@ -164,8 +164,9 @@ class Course:
         if until == "clap":
             return None
         train_diffusion(
-            recipe.diffusion, pipeline, examples, folder, seed=seed, announce=self.announce, obey=self.obey, processes=self.processes
-        )
+            recipe.diffusion, pipeline, examples, folder, seed=seed, announce=self.announce, obey=self.obey, processes=self.processes,
+            grain_channels=recipe.vae.grain_channels,
+        )  # fmt: skip
         return pipeline
 
     def announce(self, *, stage: str, step: int, max_steps: int, **more: float) -> None:

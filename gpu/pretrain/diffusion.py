@@ -11,7 +11,7 @@ from diffusers import AudioLDM2Pipeline
 from torch import Tensor, nn
 
 from gpu.conditioning import encode_prompts
-from gpu.diffusion import denoising_loss, snr, training_target
+from gpu.diffusion import answered_channels, denoising_loss, snr, training_target
 from gpu.pretrain.examples import Examples
 from gpu.pretrain.recipe import DiffusionRecipe
 from gpu.pretrain.team import Team, gathered
@@ -26,7 +26,7 @@ TRAINED_PARTS = ("unet", "text_encoder_2", "projection_model", "language_model")
 
 def train_diffusion(
     recipe: DiffusionRecipe, pipeline: AudioLDM2Pipeline, examples: Examples, folder: Path,
-    *, seed: int, announce: Announce, obey: Obey | None = None, processes: int = 1,
+    *, seed: int, announce: Announce, obey: Obey | None = None, processes: int = 1, grain_channels: int = 0,
 ) -> None:  # fmt: skip
     """Error of the scheduler's prediction type, min-SNR weighted if the recipe says so; leaves the averaged weights in `pipeline`.
 
@@ -35,13 +35,16 @@ def train_diffusion(
 
     Args:
         processes: see `gpu.pretrain.team`.
+        grain_channels: of the VAE, see `gpu.pretrain.grain`; the UNet neither sees nor answers them.
 
     Raises:
         ValueError: a batch cannot be divided evenly among so many processes.
     """
     if recipe.train_batch_size % processes:
         raise ValueError(f"a batch of {recipe.train_batch_size} cannot be divided among {processes} processes evenly")
-    _prepare_latents(folder / LATENTS, pipeline, examples, announce=announce)
+    if grain_channels:
+        _silence(pipeline.unet, grain_channels)
+    _prepare_latents(folder / LATENTS, pipeline, examples, channels=pipeline.unet.config.in_channels - grain_channels, announce=announce)
     if processes > 1:
         pipeline.save_pretrained(folder / BEGINNING)
     try:
@@ -72,6 +75,11 @@ def _train(
     )  # fmt: skip
     all_latents = np.load(folder / LATENTS, mmap_mode="r")
     scheduler = pipeline.scheduler
+    channels = answered_channels(pipeline.unet)
+    if channels is not None:
+        # Noise would teach the weights that see it nothing but noise.
+        seen = torch.zeros(pipeline.unet.config.in_channels).index_fill(0, channels, 1.0)[None, :, None, None]
+        pipeline.unet.conv_in.weight.register_hook(lambda gradient: gradient * seen)
 
     trained.train()
     for step in training.steps():
@@ -83,7 +91,9 @@ def _train(
         indices = rng.integers(len(captions), size=recipe.train_batch_size)
         left_out = rng.random(recipe.train_batch_size) < recipe.unconditional_share
         chosen = ["" if out else captions[i] for i, out in zip(indices, left_out, strict=True)]
-        latents = torch.from_numpy(all_latents[indices].astype(np.float32))  # [B, C, T/f, M/f]
+        latents = torch.from_numpy(all_latents[indices].astype(np.float32))
+        grain = torch.randn(len(latents), pipeline.unet.config.in_channels - latents.shape[1], *latents.shape[2:])
+        latents = torch.cat([latents, grain], dim=1)  # [B, C, T/f, M/f]
         noise = torch.randn_like(latents)
         timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),))
         chosen, latents, noise, timesteps = (team.share(part) for part in (chosen, latents, noise, timesteps))
@@ -99,6 +109,7 @@ def _train(
         loss = denoising_loss(
             prediction,
             training_target(scheduler, latents, noise, timesteps),
+            channels=channels,
             snr=snr(scheduler, timesteps),
             snr_gamma=recipe.snr_gamma,
             prediction_type=scheduler.config.prediction_type,
@@ -116,15 +127,23 @@ def _train(
     trained.eval()
 
 
+@torch.no_grad()
+def _silence(unet: nn.Module, count: int) -> None:
+    """The last `count` channels do not reach the UNet, and it answers zero in them."""
+    unet.conv_in.weight[:, -count:] = 0
+    unet.conv_out.weight[-count:] = 0
+    unet.conv_out.bias[-count:] = 0
+
+
 def _prepare_latents(
-    path: Path, pipeline: AudioLDM2Pipeline, examples: Examples, *, announce: Announce, batch_size: int = 16
+    path: Path, pipeline: AudioLDM2Pipeline, examples: Examples, *, channels: int, announce: Announce, batch_size: int = 16
 ) -> None:
-    """Write every example's latents, scaled to unit spread, unless they are there: [N, C, T/f, M/f]"""
+    """Write the first channels of every example's latents, scaled to unit spread, unless they are there: [N, channels, T/f, M/f]"""
     if not path.exists():
         parts: list[Tensor] = []
         for start in range(0, len(examples), batch_size):
             indices = np.arange(start, min(start + batch_size, len(examples)))
-            parts.append((encode(pipeline.vae, examples.batch(indices)) * pipeline.vae.config.scaling_factor).half())
+            parts.append((encode(pipeline.vae, examples.batch(indices))[:, :channels] * pipeline.vae.config.scaling_factor).half())
             announce(stage="latents", step=start, max_steps=len(examples))
         with path.with_suffix(".tmp").open("wb") as file:
             np.save(file, torch.cat(parts).numpy())

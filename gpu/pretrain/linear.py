@@ -12,6 +12,9 @@ answer to it that its layers allow; training then only has to mend what is left.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
@@ -28,22 +31,56 @@ WHITENING = 0.5
 so that a diffusion model sees it first, and the grain is not lost."""
 
 
-@torch.no_grad()
+@dataclass(frozen=True, kw_only=True)
+class LinearCode:
+    """What the components of a square are: the first make the outline, the next its grain.
+
+    Attributes:
+        mean: [P], of a square's P pixels, above TYPICAL_LOG_MEL.
+        components: [P, P], one a column, by falling variance.
+        gains: [C], what the first C are multiplied with to be latents of unit spread as a whole.
+    """
+
+    mean: Tensor
+    components: Tensor
+    gains: Tensor
+
+    def outline(self, mel: Tensor) -> Tensor:
+        """The latents: [N, 1, T, M] -> [N, C, T/f, M/f]"""
+        return self._project(mel, self.components[:, : len(self.gains)] * self.gains)
+
+    def grain(self, mel: Tensor, count: int) -> Tensor:
+        """The `count` components after those of the outline: [N, 1, T, M] -> [N, count, T/f, M/f]"""
+        return self._project(mel, self.components[:, len(self.gains) :][:, :count])
+
+    def _project(self, mel: Tensor, columns: Tensor) -> Tensor:
+        pixels = squares(mel - TYPICAL_LOG_MEL, round(math.log(len(self.mean), 4)))
+        return ((pixels.permute(0, 2, 3, 1) - self.mean) @ columns).permute(0, 3, 1, 2)
+
+
 def start_linear(vae: AutoencoderKL, mel: Tensor) -> None:
-    """Set all weights of `vae`.
+    """Set all weights of `vae`; see `start_encoder`."""
+    start_decoder(vae, start_encoder(vae, mel).outline(mel), mel)
+
+
+@torch.no_grad()
+def start_encoder(vae: AutoencoderKL, mel: Tensor, *, grain_channels: int = 0) -> LinearCode:
+    """Make the encoder a linear code, and every block the identity.
 
     Args:
-        vae: with one ResNet block a level and levels of different widths; the last has at least four channels for each latent channel, the
-            one before it one for each pixel of a square, the first four for each group of the GroupNorm.
+        vae: with one ResNet block a level and levels of different widths; the last has at least four channels for each channel of the
+            outline, the one before it one for each pixel of a square, the first four for each group of the GroupNorm.
         mel: log-mel pictures whose statistics decide the code: [N, 1, T, M], natural log.
+        grain_channels: how many of the latent channels, the last ones, say nothing about a picture: their mean is 0, their variance 1.
 
     Raises:
         ValueError: the architecture has no room for the construction.
     """
     widths, config = vae.config.block_out_channels, vae.config
-    if widths[-1] < 4 * config.latent_channels or widths[-2] < 4 ** (len(widths) - 1) or widths[0] < 4 * config.norm_num_groups:
+    count = config.latent_channels - grain_channels
+    if widths[-1] < max(4 * count, config.latent_channels) or widths[-2] < 4 ** (len(widths) - 1) or widths[0] < 4 * config.norm_num_groups:
         raise ValueError(f"a linear start needs wider levels than {tuple(widths)} for {config.latent_channels} latent channels")
-    if config.layers_per_block != 1 or config.latent_channels % config.norm_num_groups or len(set(widths)) < len(widths):
+    if config.layers_per_block != 1 or count < 1 or count % config.norm_num_groups or len(set(widths)) < len(widths):
         raise ValueError("a linear start needs one block a level, levels of different widths, and latent channels that fill the groups")
     for module in vae.modules():
         if isinstance(module, ResnetBlock2D):
@@ -54,7 +91,7 @@ def start_linear(vae: AutoencoderKL, mel: Tensor) -> None:
             _clear(module.to_out[0])
     for convolution in (vae.quant_conv, vae.post_quant_conv):
         _pass_on(convolution)
-    _start_decoder(vae, _start_encoder(vae, mel), mel)
+    return _start_encoder(vae, mel, count)
 
 
 def squares(picture: Tensor, halvings: int) -> Tensor:
@@ -65,9 +102,8 @@ def squares(picture: Tensor, halvings: int) -> Tensor:
     return picture
 
 
-def _start_encoder(vae: AutoencoderKL, mel: Tensor) -> Tensor:
-    """Returns the latents of `mel`: [N, C, T/f, M/f], of unit spread as a whole."""
-    encoder, latent_channels = vae.encoder, vae.config.latent_channels
+def _start_encoder(vae: AutoencoderKL, mel: Tensor, latent_channels: int) -> LinearCode:
+    encoder = vae.encoder
     _clear(encoder.conv_in)
     encoder.conv_in.weight[0, 0, 1, 1] = 1
     encoder.conv_in.bias[0] = -TYPICAL_LOG_MEL
@@ -85,10 +121,10 @@ def _start_encoder(vae: AutoencoderKL, mel: Tensor) -> Tensor:
     flat = pixels.permute(1, 0, 2, 3).reshape(count, -1)
     mean = flat.mean(1)
     variances, components = torch.linalg.eigh(torch.cov(flat))
-    variances, components = variances.flip(0)[:latent_channels].clamp(min=1e-6), components.flip(1)[:, :latent_channels]
+    variances, components = variances.flip(0)[:latent_channels].clamp(min=1e-6), components.flip(1)
     gains = variances.sqrt() ** -WHITENING
     gains /= (gains.square() * variances).mean().sqrt()
-    code = (components * gains).T  # [C, pixels of a square]
+    code = (components[:, :latent_channels] * gains).T  # [C, pixels of a square]
 
     # Each latent as a pair, x and -x, in a group of the last normalisation that is filled up with constants.
     project = encoder.down_blocks[-1].resnets[0].conv_shortcut
@@ -107,11 +143,15 @@ def _start_encoder(vae: AutoencoderKL, mel: Tensor) -> Tensor:
             encoder.conv_out.weight[latent, channel, 1, 1] = sign * spread
     for group in range(groups):
         _fill(project, range(group * width + 2 * pairs, (group + 1) * width))
-    encoder.conv_out.bias[latent_channels:] = LOG_VARIANCE
-    return ((pixels.permute(0, 2, 3, 1) - mean) @ code.T).permute(0, 3, 1, 2)
+    log_variances = encoder.conv_out.bias[vae.config.latent_channels :]
+    log_variances[:latent_channels] = LOG_VARIANCE
+    log_variances[latent_channels:] = 0
+    return LinearCode(mean=mean, components=components, gains=gains)
 
 
-def _start_decoder(vae: AutoencoderKL, latents: Tensor, mel: Tensor) -> None:
+@torch.no_grad()
+def start_decoder(vae: AutoencoderKL, latents: Tensor, mel: Tensor) -> None:
+    """Make the decoder the best linear answer to `latents` [N, C, T/f, M/f] that its layers allow, after `start_encoder`."""
     decoder = vae.decoder
     count = latents.shape[1]
     decoder.conv_in.weight.mul_(0.3)

@@ -23,7 +23,10 @@ class CorpusRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class VaeRecipe:
-    """`noise`: how much of it the latents get while the decoder learns, as its standard deviation; theirs is about 1."""
+    """`noise`: how much of it the latents get while the decoder learns, as its standard deviation; theirs is about 1.
+
+    `grain_channels`: how many of the latent channels are chance (`gpu.pretrain.grain`); 0 for a VAE that keeps what it can.
+    """
 
     train_batch_size: int
     crop_frames: int
@@ -31,6 +34,7 @@ class VaeRecipe:
     lr_warmup_steps: int
     max_train_steps: int
     noise: float
+    grain_channels: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from gpu.architectures import Architecture, build_vae
 from gpu.pretrain.examples import Examples
-from gpu.pretrain.linear import start_linear
+from gpu.pretrain.grain import learn_spread
+from gpu.pretrain.linear import start_decoder, start_encoder
 from gpu.pretrain.recipe import VaeRecipe
 from gpu.pretrain.training import Announce, Obey, Training, cosine, set_learning_rate
 
@@ -23,16 +25,30 @@ def train_vae(
     recipe: VaeRecipe, architecture: Architecture, examples: Examples, folder: Path,
     *, seed: int, announce: Announce, obey: Obey | None = None,
 ) -> AutoencoderKL:  # fmt: skip
-    """The encoder is the linear code of `start_linear` and stays so; the decoder learns, by the absolute error of the log mel.
+    """The encoder is the linear code of `start_encoder` and stays so; the decoder learns, by the absolute error of the log mel.
 
-    It learns from latents with a little noise, because those that a diffusion model makes are never exact.
+    It learns from latents with a little noise, because those that a diffusion model makes are never exact, and from the pictures' own grain
+    (`gpu.pretrain.grain`) in the channels for it.
 
     Returns:
-        the VAE in eval mode, with its scaling_factor = 1 / std of the latents, as the original sets it (`scale_by_std`).
+        the VAE in eval mode, with its scaling_factor = 1 / std of the outline's latents, as the original sets it (`scale_by_std`); the other
+        channels are unit noise after scaling.
     """
     torch.manual_seed(seed)
     vae = build_vae(architecture)
-    start_linear(vae, examples.batch(np.arange(min(STATISTICS, len(examples)))))
+    some = examples.batch(np.arange(min(STATISTICS, len(examples))))
+    code = start_encoder(vae, some, grain_channels=recipe.grain_channels)
+    if recipe.grain_channels:
+        spread = learn_spread(code, examples, folder / "grain.pt", grain_channels=recipe.grain_channels, seed=seed, announce=announce)
+
+    def latents_of(mel: Tensor) -> Tensor:
+        outline = code.outline(mel)
+        if not recipe.grain_channels:
+            return outline
+        return torch.cat([outline, spread.whitened(outline, code.grain(mel, recipe.grain_channels))], dim=1)
+
+    torch.manual_seed(seed)
+    start_decoder(vae, latents_of(some), some)
     vae.requires_grad_(False).decoder.requires_grad_(True)
     vae.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=1e-5)
@@ -47,8 +63,9 @@ def train_vae(
         set_learning_rate(optimizer, recipe.learning_rate * share)
 
         mel = examples.crops(np.random.default_rng([seed, step]), recipe.train_batch_size, recipe.crop_frames)  # [B, 1, T, M]
-        latents = encode(vae, mel.contiguous(memory_format=torch.channels_last))  # [B, C, T/f, M/f]
-        error = (vae.decode(latents + recipe.noise * torch.randn_like(latents)).sample - mel).abs().mean()
+        latents = latents_of(mel)  # [B, C, T/f, M/f]
+        latents = (latents + recipe.noise * torch.randn_like(latents)).contiguous(memory_format=torch.channels_last)
+        error = (vae.decode(latents).sample - mel).abs().mean()
 
         optimizer.zero_grad(set_to_none=True)
         error.backward()
@@ -57,17 +74,21 @@ def train_vae(
         training.report(error)
 
     vae.eval()
-    vae.register_to_config(scaling_factor=1 / float(encode(vae, examples.held_out).std()))
+    count = vae.config.latent_channels - recipe.grain_channels
+    spread_of_latents = float(encode(vae, examples.held_out)[:, :count].std())
+    vae.register_to_config(scaling_factor=1 / spread_of_latents)
+    with torch.no_grad():
+        vae.encoder.conv_out.bias[vae.config.latent_channels + count :] = 2 * math.log(spread_of_latents)
     return vae
 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, mel: Tensor) -> Tensor:
-    """The latents' means, unscaled: [B, 1, T, M] -> [B, C, T/f, M/f]"""
+    """The latents' means, unscaled; 0 in channels that only carry grain: [B, 1, T, M] -> [B, C, T/f, M/f]"""
     return vae.encode(mel).latent_dist.mode()
 
 
 @torch.no_grad()
 def round_trip_error(vae: AutoencoderKL, mel: Tensor) -> float:
-    """Mean absolute error of the log mel after encoding and decoding."""
+    """Mean absolute error of the log mel after encoding and decoding; without grain, where the VAE leaves that to chance."""
     return float((vae.decode(encode(vae, mel)).sample - mel).abs().mean())

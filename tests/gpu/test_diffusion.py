@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from gpu.diffusion import denoising_loss, snr, training_target
+from gpu.diffusion import answered_channels, denoising_loss, snr, training_target
 
 
 def scheduler(prediction_type: str) -> DDIMScheduler:
@@ -70,3 +70,25 @@ def test_shapes_that_would_broadcast_are_refused():
 def test_a_gamma_without_snr_is_refused():
     with pytest.raises(ValueError, match="snr_gamma"):
         denoising_loss(torch.zeros(2, 1), torch.zeros(2, 1), snr_gamma=5.0, prediction_type="epsilon")
+
+
+def test_a_channel_that_the_unet_never_answers_does_not_count():
+    unet = torch.nn.Module()
+    unet.conv_out = torch.nn.Conv2d(3, 4, 3)
+    assert answered_channels(unet) is None  # all of them
+
+    with torch.no_grad():
+        unet.conv_out.weight[[1, 3]] = 0
+    channels = answered_channels(unet)
+    pred, target = torch.zeros(2, 4, 5, 5), torch.tensor([1.0, 100.0, 2.0, 100.0])[None, :, None, None].expand(2, 4, 5, 5)
+
+    assert channels.tolist() == [0, 2]
+    assert denoising_loss(pred, target, channels=channels, prediction_type="epsilon") == pytest.approx((1 + 4) / 2)
+
+
+def test_a_unet_that_has_not_learnt_anything_answers_all_channels():
+    unet = torch.nn.Module()
+    unet.conv_out = torch.nn.Conv2d(3, 4, 3)
+    torch.nn.init.zeros_(unet.conv_out.weight)
+
+    assert answered_channels(unet) is None

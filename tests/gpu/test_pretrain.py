@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from diffusers import AudioLDM2Pipeline
+from diffusers import AudioLDM2Pipeline, DPMSolverMultistepScheduler
 from transformers import ClapFeatureExtractor
 
 import gpu.pretrain
 from gpu.architectures import CLAP_FEATURES, build_audioldm2, build_vae, build_vocoder
 from gpu.pretrain.clap import clap_features, contrastive_loss
 from gpu.pretrain.corpus import Corpus, read_registry
-from gpu.pretrain.linear import start_linear
+from gpu.pretrain.examples import Examples
+from gpu.pretrain.grain import learn_spread
+from gpu.pretrain.linear import start_encoder, start_linear
 from gpu.pretrain.soundfont import _midi, repeated
 from gpu.pretrain.synthesis import KINDS, SAMPLE_RATE_HZ, synthesise
 from gpu.pretrain.training import Ema, Training, cosine, trapezoid
@@ -30,6 +32,8 @@ from gpu.tiny import tiny_architecture
 
 TINY = tiny_architecture(sample_rate_hz=22_050, n_mels=80, hop_length=256, vae_levels=3, prediction_type="v_prediction")
 ARCHITECTURE = replace(TINY, vae={**TINY.vae, "block_out_channels": (16, 24, 32)})
+GRAIN = 4
+GRAINY = replace(ARCHITECTURE, vae={**ARCHITECTURE.vae, "latent_channels": ARCHITECTURE.vae["latent_channels"] + GRAIN})
 CLIP_FRAMES = 48
 
 
@@ -55,9 +59,10 @@ def corpus_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def recipe_file(tmp_path: Path) -> Path:
     recipe = {
         "seed": 3,
-        "architecture": asdict(ARCHITECTURE),
+        "architecture": asdict(GRAINY),
         "corpus": {"num_examples": 12, "clip_frames": CLIP_FRAMES, "shares": {"other": 1, "synthetic": 1}, "mixture_share": 0.2, "held_out_every": 3},
-        "vae": {"train_batch_size": 2, "crop_frames": 16, "learning_rate": 1e-3, "lr_warmup_steps": 1, "max_train_steps": 4, "noise": 0.05},
+        "vae": {"train_batch_size": 2, "crop_frames": 16, "learning_rate": 1e-3, "lr_warmup_steps": 1, "max_train_steps": 4, "noise": 0.05,
+                "grain_channels": GRAIN},
         "vocoder": {"package": "toy_hifigan", "weights": "generator.pt"},
         "clap": {"num_examples": 6, "train_batch_size": 3, "learning_rate": 1e-3, "lr_warmup_steps": 1, "max_train_steps": 3},
         "diffusion": {"train_batch_size": 3, "learning_rate": 1e-3, "lr_warmup_steps": 1, "lr_decay_steps": 2, "max_train_steps": 4,
@@ -88,6 +93,11 @@ def toy_hifigan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, to
     torch.save({"generator": generator}, package / "generator.pt")
     monkeypatch.syspath_prepend(tmp_path)
     return plain
+
+
+@pytest.fixture(autouse=True)
+def a_short_look_at_the_grain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpu.pretrain.grain.STEPS", 100)
 
 
 @pytest.fixture
@@ -173,7 +183,7 @@ def test_two_processes_make_the_steps_of_one(recipe_file, tmp_path, corpus_files
 
     one, two = (torch.load(tmp_path / name / "diffusion.pt", weights_only=True) for name in ("one", "two"))
     assert one["step"] == two["step"] == 4
-    beginning = build_audioldm2(ARCHITECTURE, captions=json.loads(captions.read_text()), seed=3)
+    beginning = build_audioldm2(GRAINY, captions=json.loads(captions.read_text()), seed=3)
     moved = 0.0
     for name, value in one["parts"]["trained"].items():
         part, _, key = name.partition(".")
@@ -302,6 +312,62 @@ def test_a_linear_start_draws_pictures_that_it_never_saw():
         drawn = vae.decode(vae.encode(pictures[6:]).latent_dist.mode()).sample
 
     assert float((drawn - pictures[6:]).square().mean()) < 0.1 * float(pictures[6:].var())
+
+
+def test_grain_channels_hold_unit_noise_and_nothing_of_the_picture(recipe_file, tmp_path, corpus_files, toy_hifigan):
+    pretrain(recipe_file, tmp_path / "run", corpus_files)
+
+    pipeline = AudioLDM2Pipeline.from_pretrained(tmp_path / "run/model", dtype=torch.float32)
+    vae = pipeline.vae
+    pictures = Examples(tmp_path / "run/examples").held_out
+    with torch.no_grad():
+        posterior = vae.encode(pictures).latent_dist
+        outline = posterior.mode()
+        grainy = outline.clone()
+        grainy[:, -GRAIN:] = torch.randn(grainy[:, -GRAIN:].shape, generator=torch.Generator().manual_seed(0)) / vae.config.scaling_factor
+        drawn, drawn_otherwise = vae.decode(outline).sample, vae.decode(grainy).sample
+    assert not outline[:, -GRAIN:].any() and outline[:, :-GRAIN].abs().mean() > 0.1
+    assert float(outline[:, :-GRAIN].std() * vae.config.scaling_factor) == pytest.approx(1, rel=0.02)
+    torch.testing.assert_close(posterior.std[:, -GRAIN:] * vae.config.scaling_factor, torch.ones_like(outline[:, -GRAIN:]), rtol=2e-3, atol=0)
+    assert (drawn - drawn_otherwise).abs().mean() > 0.01  # in half precision, too
+
+
+def test_a_sampler_hands_the_grain_on_from_its_first_noise(recipe_file, tmp_path, corpus_files, toy_hifigan):
+    pretrain(recipe_file, tmp_path / "run", corpus_files)
+    pipeline = AudioLDM2Pipeline.from_pretrained(tmp_path / "run/model", dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    first = torch.randn(1, pipeline.unet.config.in_channels, 12, 20, generator=torch.Generator().manual_seed(1))
+
+    last = pipeline("a siren", audio_length_in_s=0.5, num_inference_steps=20, latents=first.clone(), output_type="latent").audios
+
+    unet = pipeline.unet
+    assert not unet.conv_in.weight[:, -GRAIN:].any() and not unet.conv_out.weight[-GRAIN:].any() and not unet.conv_out.bias[-GRAIN:].any()
+    share = last[:, -GRAIN:] / first[:, -GRAIN:]
+    assert float(share.std()) < 1e-3 and 0.9 < float(share.mean()) <= 1
+    assert torch.corrcoef(torch.stack([last[:, :-GRAIN].flatten(), first[:, :-GRAIN].flatten()]))[0, 1] < 0.999
+
+
+def test_the_grain_is_as_strong_as_its_surroundings_say(tmp_path):
+    rng = np.random.default_rng(2)
+    pictures = rng.standard_normal((60, 32, 80)) * 0.02
+    pictures[:, :, 40:] += 3 + rng.standard_normal((60, 32, 40))  # its upper half is loud and rough
+    (tmp_path / "examples").mkdir()
+    np.save(tmp_path / "examples/mels.npy", (pictures - 6).astype(np.float16))
+    np.save(tmp_path / "examples/held_out.npy", (pictures[:8] - 6).astype(np.float16))
+    (tmp_path / "examples/captions.json").write_text(json.dumps([""] * 60))
+    examples = Examples(tmp_path / "examples")
+    vae = build_vae(GRAINY)
+    code = start_encoder(vae, examples.batch(np.arange(60)), grain_channels=GRAIN)
+
+    spread = learn_spread(code, examples, tmp_path / "grain.pt", grain_channels=GRAIN, seed=0, announce=lambda **_: None)
+
+    outline, grain = code.outline(examples.held_out), code.grain(examples.held_out, GRAIN)
+    white = spread.whitened(outline, grain)
+    assert grain[..., 11:].std() > 20 * grain[..., :9].std()
+    assert 0.8 < float(white[..., 11:].std()) < 1.25 and 0.6 < float(white[..., :9].std()) < 1.6
+    again = learn_spread(code, examples, tmp_path / "grain.pt", grain_channels=GRAIN, seed=1, announce=lambda **_: pytest.fail("learnt twice"))
+    torch.testing.assert_close(again(outline), spread(outline))
 
 
 def test_the_notes_of_a_soundfont_are_written_as_a_midi_file():
