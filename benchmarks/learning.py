@@ -33,7 +33,7 @@ import torch
 from benchmarks.judge import VAGUE, Judge, JudgeMissing
 from benchmarks.report import RESULTS, machine
 from gpu.config import FinetuneConfig, FinetuneJob, GenerateConfig, ModelRef
-from gpu.diffusion import denoising_loss, training_target
+from gpu.diffusion import answered_channels, denoising_loss, training_target
 from gpu.evaluation.metrics import mean_interval
 from gpu.events import CHECKPOINT, VALIDATED, read_events
 from gpu.generate import Generator
@@ -247,7 +247,13 @@ def clip_losses(loaded: LoadedPipeline, clips: list[ManifestClip]) -> list[float
         embeds = encode(loaded, [clip.caption] * TIMESTEPS_PER_CLIP)
         predicted = parts.unet(parts.scheduler.add_noise(latents, noise, timesteps), timesteps, **unet_inputs(embeds, parts.unet)).sample
         target = training_target(parts.scheduler, latents, noise, timesteps)
-        losses.append(float(denoising_loss(predicted, target, prediction_type=parts.scheduler.config.prediction_type)))
+        losses.append(
+            float(
+                denoising_loss(
+                    predicted, target, channels=answered_channels(parts.unet), prediction_type=parts.scheduler.config.prediction_type
+                )
+            )
+        )
     return losses
 
 

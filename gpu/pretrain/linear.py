@@ -49,9 +49,9 @@ class LinearCode:
         """The latents: [N, 1, T, M] -> [N, C, T/f, M/f]"""
         return self._project(mel, self.components[:, : len(self.gains)] * self.gains)
 
-    def grain(self, mel: Tensor, count: int) -> Tensor:
-        """The `count` components after those of the outline: [N, 1, T, M] -> [N, count, T/f, M/f]"""
-        return self._project(mel, self.components[:, len(self.gains) :][:, :count])
+    def grain(self, mel: Tensor) -> Tensor:
+        """All other components, by falling variance: [N, 1, T, M] -> [N, P - C, T/f, M/f]"""
+        return self._project(mel, self.components[:, len(self.gains) :])
 
     def _project(self, mel: Tensor, columns: Tensor) -> Tensor:
         pixels = squares(mel - TYPICAL_LOG_MEL, round(math.log(len(self.mean), 4)))

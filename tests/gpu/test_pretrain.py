@@ -360,13 +360,15 @@ def test_the_grain_is_as_strong_as_its_surroundings_say(tmp_path):
     vae = build_vae(GRAINY)
     code = start_encoder(vae, examples.batch(np.arange(60)), grain_channels=GRAIN)
 
-    spread = learn_spread(code, examples, tmp_path / "grain.pt", grain_channels=GRAIN, seed=0, announce=lambda **_: None)
+    spread = learn_spread(code, examples, tmp_path / "grain.pt", seed=0, announce=lambda **_: None)
 
-    outline, grain = code.outline(examples.held_out), code.grain(examples.held_out, GRAIN)
+    outline, grain = code.outline(examples.held_out), code.grain(examples.held_out)
     white = spread.whitened(outline, grain)
     assert grain[..., 11:].std() > 20 * grain[..., :9].std()
     assert 0.8 < float(white[..., 11:].std()) < 1.25 and 0.6 < float(white[..., :9].std()) < 1.6
-    again = learn_spread(code, examples, tmp_path / "grain.pt", grain_channels=GRAIN, seed=1, announce=lambda **_: pytest.fail("learnt twice"))
+    right, faint = spread.mismatch(outline, grain), spread.mismatch(outline, grain * 0.5)
+    assert right < 0.6 and 0.5 * right + 0.8 < faint  # a half is log(4) less
+    again = learn_spread(code, examples, tmp_path / "grain.pt", seed=1, announce=lambda **_: pytest.fail("learnt twice"))
     torch.testing.assert_close(again(outline), spread(outline))
 
 
