@@ -61,12 +61,12 @@ class Judge:
         self._bank = _mel_bank(bins=64, low_hz=125, high_hz=7500)
 
     def hear(self, samples: NDArray, rate_hz: int) -> tuple[list[str], NDArray[np.float64]]:
-        """The names of the best classes, surest first, and the embedding [1024], both as the mean over windows of about a second."""
-        scores, embedding = self.scores(samples, rate_hz)
-        return sorted(scores, key=lambda name: -scores[name])[:BEST], embedding
+        """The names of the best classes, surest first, as the mean over windows of about a second, and the embedding of each window [W, 1024]."""
+        scores, embeddings = self.scores(samples, rate_hz)
+        return sorted(scores, key=lambda name: -scores[name])[:BEST], embeddings
 
     def scores(self, samples: NDArray, rate_hz: int) -> tuple[dict[str, float], NDArray[np.float64]]:
-        """How sure it is of every class, 0 to 1, and the embedding [1024]."""
+        """How sure it is of every class, 0 to 1, as the mean over its windows, and the embedding of each window [W, 1024]."""
         loud = samples / (np.abs(samples).max() + 1e-6) * PEAK
         at_rate = soxr.resample(loud.astype(np.float32), rate_hz, RATE_HZ) if rate_hz != RATE_HZ else loud.astype(np.float32)
         padded = np.pad(at_rate, (0, max(0, RATE_HZ - len(at_rate))))
@@ -79,7 +79,7 @@ class Judge:
             embeddings.append(embedding.ravel())
             scores.append(0.5 * (1 + np.tanh(logits.ravel().astype(np.float64) / 2)))
         sure = np.mean(scores, axis=0).tolist()
-        return dict(zip(self.classes, sure, strict=True)), np.mean(embeddings, axis=0, dtype=np.float64)
+        return dict(zip(self.classes, sure, strict=True)), np.asarray(embeddings, dtype=np.float64)
 
     def _open(self, model: bytes) -> None:
         import onnx

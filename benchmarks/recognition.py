@@ -56,7 +56,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Heard:
-    """What the judge made of a prompt's candidates, best ranked first: its five best classes, and its embedding of each.
+    """What the judge made of a prompt's candidates, best ranked first: its five best classes, and its embedding of every window [W, D].
 
     `certainty`: how sure it is, 0 to 1, of the likeliest class that fits the candidate ranked first.
     """
@@ -143,7 +143,7 @@ def listen(model: Path, prompts: Sequence[Prompt], wheel: Path, candidates: int,
         scores, _ = judge.scores(made[0].samples, rate_hz)
         certainty = max(scores[name] for name in prompt.classes)
         heard.append(
-            Heard(prompt=prompt, best=[best for best, _ in verdicts], certainty=certainty, embeddings=np.stack([e for _, e in verdicts]))
+            Heard(prompt=prompt, best=[best for best, _ in verdicts], certainty=certainty, embeddings=np.concatenate([e for _, e in verdicts]))
         )
         hits = "".join("x" if prompt.classes & set(best) else "." for best, _ in verdicts)
         print(f"{prompt.number:3} {hits} {prompt.text}: {', '.join(verdicts[0][0])}", flush=True)
@@ -172,8 +172,8 @@ def figures(heard: Sequence[Heard]) -> dict[str, Any]:
     }
 
 
-def distances(heard: Sequence[Heard], judge: Judge, corpus: Path, registry: Path | None, *, count: int = 300) -> dict[str, Any]:
-    """To as many recordings as given, beside two halves of them against each other."""
+def distances(heard: Sequence[Heard], judge: Judge, corpus: Path, registry: Path | None, *, count: int = 450) -> dict[str, Any]:
+    """Window by window, to as many recordings as given, beside two halves of them against each other; both must have more windows than dimensions."""
     clips = read_registry(registry or corpus.with_suffix(".csv"))
     chosen = np.random.default_rng(0).permutation(len(clips))[: 2 * count]
     with zipfile.ZipFile(corpus) as archive:
@@ -181,7 +181,7 @@ def distances(heard: Sequence[Heard], judge: Judge, corpus: Path, registry: Path
         for number in chosen:
             samples, rate_hz = sf.read(io.BytesIO(archive.read(clips[number].path)), dtype="float32", always_2d=True)
             real.append(judge.hear(samples.mean(1)[: int(LENGTH_S * rate_hz)], rate_hz)[1])
-    halves = np.stack(real[::2]), np.stack(real[1::2])
+    halves = np.concatenate(real[::2]), np.concatenate(real[1::2])
     made = np.concatenate([one.embeddings for one in heard])
     return {
         "Fréchet distance, made to real": {"value": frechet_distance(made, halves[0]), "n": [len(made), len(halves[0])]},
