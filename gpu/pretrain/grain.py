@@ -28,7 +28,6 @@ from gpu.pretrain.linear import LinearCode
 from gpu.pretrain.training import Announce
 
 WIDTH = 96
-STEPS = 1_500
 BATCH_SIZE = 16
 LEARNING_RATE = 2e-3
 DOUBT = 0.1
@@ -74,8 +73,8 @@ class Spread(nn.Module):
         return ((found + FAINTEST).log() - (wanted + FAINTEST).log()).abs().mean()
 
 
-def learn_spread(code: LinearCode, examples: Examples, path: Path, *, seed: int, announce: Announce) -> Spread:
-    """By the likelihood of normally distributed grain, unless `path` holds it already. Takes a minute on one core."""
+def learn_spread(code: LinearCode, examples: Examples, path: Path, *, steps: int, seed: int, announce: Announce) -> Spread:
+    """By the likelihood of normally distributed grain, unless `path` holds it already. A thousand steps take 40 seconds on one core."""
     torch.manual_seed(seed)
     some = examples.batch(np.arange(min(400, len(examples))))
     spread = Spread(len(code.gains), code.grain(some).square().mean((0, 2, 3)).clamp(min=1e-6))
@@ -83,8 +82,8 @@ def learn_spread(code: LinearCode, examples: Examples, path: Path, *, seed: int,
         spread.load_state_dict(torch.load(path, weights_only=True))
         return spread.eval()
     optimizer = torch.optim.Adam(spread.parameters(), lr=LEARNING_RATE)
-    for step in range(STEPS):
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / STEPS)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
         mel = examples.batch(np.sort(np.random.default_rng([seed, step]).integers(len(examples), size=BATCH_SIZE)))
         outline, grain = code.outline(mel), code.grain(mel)
         log_variance = spread(outline + DOUBT * torch.randn_like(outline))
@@ -93,7 +92,7 @@ def learn_spread(code: LinearCode, examples: Examples, path: Path, *, seed: int,
         surprise.backward()
         optimizer.step()
         if (step + 1) % 50 == 0:
-            announce(stage="grain", step=step + 1, max_steps=STEPS)
+            announce(stage="grain", step=step + 1, max_steps=steps)
     torch.save(spread.state_dict(), path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
     return spread.eval()

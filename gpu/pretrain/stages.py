@@ -25,7 +25,8 @@ class CorpusRecipe:
 class VaeRecipe:
     """`noise`: how much of it the latents get while the decoder learns, as its standard deviation; theirs is about 1.
 
-    `grain_channels`: how many of the latent channels are chance (`gpu.pretrain.grain`); 0 for a VAE that keeps what it can.
+    `grain_channels`: how many of the latent channels are chance (`gpu.pretrain.grain`); 0 for a VAE that keeps what it can. `grain_steps`: how
+    long it is learnt how strong the grain is.
     """
 
     train_batch_size: int
@@ -35,6 +36,7 @@ class VaeRecipe:
     max_train_steps: int
     noise: float
     grain_channels: int
+    grain_steps: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,9 @@ def train_vae(
     vae = build_vae(architecture)
     some = examples.batch(np.arange(min(STATISTICS, len(examples))))
     code = start_encoder(vae, some, grain_channels=recipe.grain_channels)
-    spread = learn_spread(code, examples, folder / "grain.pt", seed=seed, announce=announce) if recipe.grain_channels else None
+    spread = None
+    if recipe.grain_channels:
+        spread = learn_spread(code, examples, folder / "grain.pt", steps=recipe.grain_steps, seed=seed, announce=announce)
 
     def latents_of(mel: Tensor) -> Tensor:
         outline = code.outline(mel)

@@ -62,7 +62,7 @@ def recipe_file(tmp_path: Path) -> Path:
         "architecture": asdict(GRAINY),
         "corpus": {"num_examples": 12, "clip_frames": CLIP_FRAMES, "shares": {"other": 1, "synthetic": 1}, "mixture_share": 0.2, "held_out_every": 3},
         "vae": {"train_batch_size": 2, "crop_frames": 16, "learning_rate": 1e-3, "lr_warmup_steps": 1, "max_train_steps": 4, "noise": 0.05,
-                "grain_channels": GRAIN},
+                "grain_channels": GRAIN, "grain_steps": 60},
         "vocoder": {"package": "toy_hifigan", "weights": "generator.pt"},
         "clap": {"num_examples": 6, "train_batch_size": 3, "learning_rate": 1e-3, "lr_warmup_steps": 1, "max_train_steps": 3},
         "diffusion": {"train_batch_size": 3, "learning_rate": 1e-3, "lr_warmup_steps": 1, "lr_decay_steps": 2, "max_train_steps": 4,
@@ -93,11 +93,6 @@ def toy_hifigan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, to
     torch.save({"generator": generator}, package / "generator.pt")
     monkeypatch.syspath_prepend(tmp_path)
     return plain
-
-
-@pytest.fixture(autouse=True)
-def a_short_look_at_the_grain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpu.pretrain.grain.STEPS", 100)
 
 
 @pytest.fixture
@@ -360,7 +355,7 @@ def test_the_grain_is_as_strong_as_its_surroundings_say(tmp_path):
     vae = build_vae(GRAINY)
     code = start_encoder(vae, examples.batch(np.arange(60)), grain_channels=GRAIN)
 
-    spread = learn_spread(code, examples, tmp_path / "grain.pt", seed=0, announce=lambda **_: None)
+    spread = learn_spread(code, examples, tmp_path / "grain.pt", steps=200, seed=0, announce=lambda **_: None)
 
     outline, grain = code.outline(examples.held_out), code.grain(examples.held_out)
     white = spread.whitened(outline, grain)
@@ -368,7 +363,7 @@ def test_the_grain_is_as_strong_as_its_surroundings_say(tmp_path):
     assert 0.8 < float(white[..., 11:].std()) < 1.25 and 0.6 < float(white[..., :9].std()) < 1.6
     right, faint = spread.mismatch(outline, grain), spread.mismatch(outline, grain * 0.5)
     assert right < 0.6 and 0.5 * right + 0.8 < faint  # a half is log(4) less
-    again = learn_spread(code, examples, tmp_path / "grain.pt", seed=1, announce=lambda **_: pytest.fail("learnt twice"))
+    again = learn_spread(code, examples, tmp_path / "grain.pt", steps=200, seed=1, announce=lambda **_: pytest.fail("learnt twice"))
     torch.testing.assert_close(again(outline), spread(outline))
 
 
