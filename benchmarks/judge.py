@@ -63,7 +63,7 @@ class Judge:
     def hear(self, samples: NDArray, rate_hz: int) -> tuple[list[str], NDArray[np.float64]]:
         """The names of the best classes, surest first, as the mean over windows of about a second, and the embedding of each window [W, 1024]."""
         scores, embeddings = self.scores(samples, rate_hz)
-        return sorted(scores, key=lambda name: -scores[name])[:BEST], embeddings
+        return strongest(scores), embeddings
 
     def scores(self, samples: NDArray, rate_hz: int) -> tuple[dict[str, float], NDArray[np.float64]]:
         """How sure it is of every class, 0 to 1, as the mean over its windows, and the embedding of each window [W, 1024]."""
@@ -98,6 +98,11 @@ class Judge:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1
             self._session = onnxruntime.InferenceSession(path.with_name("exposed.onnx"), options, providers=["CPUExecutionProvider"])
+
+
+def strongest(scores: dict[str, float]) -> list[str]:
+    """The names of the best classes, surest first."""
+    return sorted(scores, key=lambda name: -scores[name])[:BEST]
 
 
 def find_wheel() -> Path:

@@ -3,8 +3,8 @@
 A hundred fixed prompts of 33 kinds (prompts.json, a third of them in words that the starter's captions do not use) are made with the
 default number of candidates. An independent classifier (`benchmarks.judge`) hears each: the sound is recognised when one of the kind's
 classes is among its five best. Counted are the candidates that the model's own CLAP ranks first, and all candidates alike, which is what
-a random choice would give. Also the Fréchet distance in the classifier's embedding to recordings, if a corpus is given. The result goes to
-benchmarks/results/recognition.json.
+a random choice would give; how sure the judge is of a fitting class tells the same from fewer sounds. Also the Fréchet distance in the
+classifier's embedding to recordings, if a corpus is given. The result goes to benchmarks/results/recognition.json.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import soundfile as sf
 import torch
 from PIL import Image, ImageDraw
 
-from benchmarks.judge import Judge, JudgeMissing, find_wheel
+from benchmarks.judge import Judge, JudgeMissing, find_wheel, strongest
 from benchmarks.report import RESULTS, machine
 from gpu.config import GenerateConfig, ModelRef
 from gpu.evaluation.metrics import frechet_distance, mean_interval
@@ -58,12 +58,12 @@ class Prompt:
 class Heard:
     """What the judge made of a prompt's candidates, best ranked first: its five best classes, and its embedding of every window [W, D].
 
-    `certainty`: how sure it is, 0 to 1, of the likeliest class that fits the candidate ranked first.
+    `certainties`: how sure it is, 0 to 1, of the likeliest class that fits each of them.
     """
 
     prompt: Prompt
     best: list[list[str]]
-    certainty: float
+    certainties: list[float]
     embeddings: np.ndarray
 
 
@@ -136,17 +136,15 @@ def listen(model: Path, prompts: Sequence[Prompt], wheel: Path, candidates: int,
         })  # fmt: skip
         loaded, made = generator.candidates(ModelRef(base=str(model)), config)
         rate_hz = loaded.mel.sample_rate_hz
-        verdicts = [judge.hear(one.samples, rate_hz) for one in made]
+        verdicts = [judge.scores(one.samples, rate_hz) for one in made]
+        best = [strongest(scores) for scores, _ in verdicts]
         if sounds:
             sounds.mkdir(parents=True, exist_ok=True)
             write_wav(sounds / f"{prompt.number:03}.wav", made[0].samples, rate_hz, recipe={"prompt": prompt.text})
-        scores, _ = judge.scores(made[0].samples, rate_hz)
-        certainty = max(scores[name] for name in prompt.classes)
-        heard.append(
-            Heard(prompt=prompt, best=[best for best, _ in verdicts], certainty=certainty, embeddings=np.concatenate([e for _, e in verdicts]))
-        )
-        hits = "".join("x" if prompt.classes & set(best) else "." for best, _ in verdicts)
-        print(f"{prompt.number:3} {hits} {prompt.text}: {', '.join(verdicts[0][0])}", flush=True)
+        certainties = [max(scores[name] for name in prompt.classes) for scores, _ in verdicts]
+        heard.append(Heard(prompt=prompt, best=best, certainties=certainties, embeddings=np.concatenate([e for _, e in verdicts])))
+        hits = "".join("x" if prompt.classes & set(names) else "." for names in best)
+        print(f"{prompt.number:3} {hits} {prompt.text}: {', '.join(best[0])}", flush=True)
     return heard
 
 
@@ -154,12 +152,16 @@ def figures(heard: Sequence[Heard]) -> dict[str, Any]:
     hits = [[bool(one.prompt.classes & set(best)) for best in one.best] for one in heard]
     vague = [bool((one.prompt.classes | one.prompt.also) & set(one.best[0])) for one in heard]
     first = [hit[0] for hit in hits]
-    gain = mean_interval([hit[0] - mean(hit) for hit in hits], groups=[one.prompt.text for one in heard], seed=0)
+    texts = [one.prompt.text for one in heard]
+    gain = mean_interval([hit[0] - mean(hit) for hit in hits], groups=texts, seed=0)
+    logs = [np.log(one.certainties) for one in heard]
+    surer = mean_interval([log[0] - log.mean() for log in logs], groups=texts, seed=0)
     kinds = {one.prompt.kind for one in heard}
     return {
         "recognised, ranked first": _share(first),
         "recognised, any candidate": {"value": mean(mean(hit) for hit in hits), "n": sum(map(len, hits))},
         "ranking's gain": {**asdict(gain), "n": len(hits)},
+        "ranking's gain, log of the judge's certainty": {**asdict(surer), "n": len(hits)},
         "recognised or vaguely right, ranked first": _share(vague),
         "recognised, known wording": _share([hit for hit, one in zip(first, heard, strict=True) if not one.prompt.in_other_words]),
         "recognised, other wording": _share([hit for hit, one in zip(first, heard, strict=True) if one.prompt.in_other_words]),
@@ -191,7 +193,7 @@ def distances(heard: Sequence[Heard], judge: Judge, corpus: Path, registry: Path
 
 def draw(heard: Sequence[Heard], sounds: Path, picture: Path, *, each: int = 4, width: int = 240, height: int = 120) -> None:
     """Rows of spectrograms: the sounds that the judge was surest of, those in the middle, those that it was least sure of."""
-    ordered = sorted(heard, key=lambda one: -one.certainty)
+    ordered = sorted(heard, key=lambda one: -one.certainties[0])
     middle = (len(ordered) - each) // 2
     rows = {"best": ordered[:each], "median": ordered[middle : middle + each], "worst": ordered[-each:]}
     sheet = Image.new("RGB", (each * (width + 8), len(rows) * (height + 30)), "white")

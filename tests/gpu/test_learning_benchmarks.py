@@ -26,9 +26,9 @@ def test_no_sound_made_in_code_is_captioned_in_the_other_words(kind):
     assert not captions & other
 
 
-def heard(text: str, best: list[list[str]], *, other: bool = False) -> Heard:
+def heard(text: str, best: list[list[str]], *, certainties: tuple[float, ...] = (0.5, 0.5), other: bool = False) -> Heard:
     prompt = Prompt(number=0, text=text, kind="dog", classes=frozenset({"Dog"}), also=frozenset({"Animal"}), in_other_words=other)
-    return Heard(prompt=prompt, certainty=0.5, best=best, embeddings=np.zeros((len(best), 4)))
+    return Heard(prompt=prompt, certainties=list(certainties), best=best, embeddings=np.zeros((len(best), 4)))
 
 
 def test_ranking_is_compared_with_a_random_candidate():
@@ -40,6 +40,13 @@ def test_ranking_is_compared_with_a_random_candidate():
     assert result["recognised or vaguely right, ranked first"]["value"] == pytest.approx(2 / 3)
     assert result["recognised, other wording"]["value"] == 0
     assert result["by kind"] == {"dog": "1 of 3"}
+
+
+def test_ranking_is_also_compared_by_how_sure_the_judge_is():
+    result = figures([heard("a", [["Dog"], ["Dog"]], certainties=(0.9, 0.1)), heard("b", [["Dog"], ["Dog"]], certainties=(0.2, 0.2))])
+
+    assert result["ranking's gain"]["value"] == 0
+    assert result["ranking's gain, log of the judge's certainty"]["value"] == pytest.approx(np.log(9) / 2 / 2)
 
 
 def test_a_change_is_the_mean_over_pairs_of_all_seeds():
