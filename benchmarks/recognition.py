@@ -4,7 +4,8 @@ A hundred fixed prompts of 33 kinds (prompts.json, a third of them in words that
 default number of candidates. An independent classifier (`benchmarks.judge`) hears each: the sound is recognised when one of the kind's
 classes is among its five best. Counted are the candidates that the model's own CLAP ranks first, and all candidates alike, which is what
 a random choice would give; how sure the judge is of a fitting class tells the same from fewer sounds. Also the Fréchet distance in the
-classifier's embedding to recordings, if a corpus is given. The result goes to benchmarks/results/recognition.json.
+classifier's embedding to recordings, if a corpus is given, and how much of those survives VAE and vocoder alone. The result goes to
+benchmarks/results/recognition.json.
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ import soundfile as sf
 import torch
 from PIL import Image, ImageDraw
 
-from benchmarks.judge import Judge, JudgeMissing, find_wheel, strongest
+from benchmarks.judge import VAGUE, Judge, JudgeMissing, find_wheel, strongest
 from benchmarks.report import RESULTS, machine
 from gpu.config import GenerateConfig, ModelRef
 from gpu.evaluation.metrics import frechet_distance, mean_interval
 from gpu.evaluation.statistics import wilson_interval
 from gpu.generate import Generator
 from gpu.manifest import folder_digest
+from gpu.mel import log_mel, prepare_waveform
+from gpu.pipelines import load_pipeline
 from gpu.pretrain.corpus import read_registry
+from gpu.sampling import decode
 from gpu.sound import spectrogram_png, write_wav
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +71,18 @@ class Heard:
     embeddings: np.ndarray
 
 
+@dataclass(frozen=True, kw_only=True)
+class RoundTrip:
+    """`recognised`: whether the judge still hears one of the classes that it heard in the recording; None where it heard but vague ones."""
+
+    recognised: bool | None
+    embeddings: np.ndarray
+
+
+Recording = tuple[np.ndarray, int]
+"""Samples [S] and their rate in Hz."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=STARTER)
@@ -90,14 +106,16 @@ def main() -> None:
     prompts = read_prompts()
     if arguments.only:
         prompts = prompts[:: len(prompts) // arguments.only]
-    model = arguments.model.resolve()
-    shards = [_halves(prompts)[worker :: arguments.workers] for worker in range(arguments.workers)]
-    with ProcessPoolExecutor(arguments.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    model, workers = arguments.model.resolve(), arguments.workers
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        shards = [_halves(prompts)[worker::workers] for worker in range(workers)]
         jobs = [pool.submit(listen, model, shard, wheel, arguments.candidates, arguments.sounds) for shard in shards]
         heard = sorted((one for job in jobs for one in job.result()), key=lambda one: one.prompt.number)
-    result = figures(heard)
-    if arguments.corpus:
-        result |= distances(heard, judge, arguments.corpus, arguments.registry)
+        result = figures(heard)
+        if arguments.corpus:
+            recordings = read_recordings(arguments.corpus, arguments.registry)
+            trips = [pool.submit(round_trips, model, recordings[0][worker::workers], wheel) for worker in range(workers)]
+            result |= distances(heard, judge, recordings, [one for trip in trips for one in trip.result()])
     if arguments.picture:
         draw(heard, arguments.sounds, arguments.picture)
     for name, value in result.items():
@@ -174,20 +192,51 @@ def figures(heard: Sequence[Heard]) -> dict[str, Any]:
     }
 
 
-def distances(heard: Sequence[Heard], judge: Judge, corpus: Path, registry: Path | None, *, count: int = 450) -> dict[str, Any]:
-    """Window by window, to as many recordings as given, beside two halves of them against each other; both must have more windows than dimensions."""
+def read_recordings(corpus: Path, registry: Path | None, *, count: int = 450) -> tuple[list[Recording], list[Recording]]:
+    """Two halves, drawn at random, of so many recordings each: mono, their first seconds."""
     clips = read_registry(registry or corpus.with_suffix(".csv"))
-    chosen = np.random.default_rng(0).permutation(len(clips))[: 2 * count]
     with zipfile.ZipFile(corpus) as archive:
-        real = []
-        for number in chosen:
+        read = []
+        for number in np.random.default_rng(0).permutation(len(clips))[: 2 * count]:
             samples, rate_hz = sf.read(io.BytesIO(archive.read(clips[number].path)), dtype="float32", always_2d=True)
-            real.append(judge.hear(samples.mean(1)[: int(LENGTH_S * rate_hz)], rate_hz)[1])
-    halves = np.concatenate(real[::2]), np.concatenate(real[1::2])
-    made = np.concatenate([one.embeddings for one in heard])
+            read.append((samples.mean(1)[: int(LENGTH_S * rate_hz)], rate_hz))
+    return read[::2], read[1::2]
+
+
+@torch.no_grad()
+def round_trips(model: Path, recordings: Sequence[Recording], wheel: Path) -> list[RoundTrip]:
+    """Recordings through the VAE, a draw from its posterior, and the vocoder; runs in a process of its own."""
+    torch.set_num_threads(1)
+    judge, loaded = Judge(wheel), load_pipeline(ModelRef(base=str(model)), device=torch.device("cpu"))
+    num_samples = loaded.num_frames(LENGTH_S) * loaded.mel.hop_length
+    generator = torch.Generator().manual_seed(0)
+    trips = []
+    for samples, rate_hz in recordings:
+        waveform = torch.from_numpy(prepare_waveform(samples[:, None], rate_hz, loaded.mel, num_samples))[None]
+        latents = loaded.pipeline.vae.encode(log_mel(waveform, loaded.mel)).latent_dist.sample(generator)
+        [made] = decode(loaded, latents * loaded.pipeline.vae.config.scaling_factor, duration_s=len(samples) / rate_hz)
+        clear = frozenset(judge.hear(samples, rate_hz)[0][:3]) - VAGUE
+        best, embeddings = judge.hear(made, loaded.mel.sample_rate_hz)
+        trips.append(RoundTrip(recognised=bool(clear & set(best)) if clear else None, embeddings=embeddings))
+    return trips
+
+
+def distances(
+    heard: Sequence[Heard], judge: Judge, recordings: tuple[Sequence[Recording], Sequence[Recording]], trips: Sequence[RoundTrip]
+) -> dict[str, Any]:
+    """Window by window, to one half of the recordings; all sides must have more windows than the embedding has dimensions."""
+    first, second = (np.concatenate([judge.hear(samples, rate_hz)[1] for samples, rate_hz in half]) for half in recordings)
+    sides = {
+        "made to real": (np.concatenate([one.embeddings for one in heard]), second),
+        "VAE and vocoder to real": (np.concatenate([one.embeddings for one in trips]), second),
+        "real to real": (first, second),
+    }
     return {
-        "Fréchet distance, made to real": {"value": frechet_distance(made, halves[0]), "n": [len(made), len(halves[0])]},
-        "Fréchet distance, real to real": {"value": frechet_distance(halves[1], halves[0]), "n": [len(halves[1]), len(halves[0])]},
+        "recognised after VAE and vocoder, of recordings": _share([one.recognised for one in trips if one.recognised is not None]),
+        **{
+            f"Fréchet distance, {label}": {"value": frechet_distance(one, other), "n": [len(one), len(other)]}
+            for label, (one, other) in sides.items()
+        },
     }
 
 

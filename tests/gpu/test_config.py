@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu.config import PRESETS, ConfigError, FinetuneConfig, FinetuneJob, GenerateConfig, ModelRef
+from gpu.config import PRESETS, ConfigError, EvaluateConfig, FinetuneConfig, FinetuneJob, GenerateConfig, ListenConfig, ModelRef
 from gpu.errors import Fault
 from gpu.parameters import markdown
 
@@ -17,6 +17,11 @@ def test_the_predecessors_seven_options_keep_their_defaults():
     assert (config.guidance_scale, config.num_inference_steps, config.num_waveforms_per_prompt) == (3.5, 200, 3)
     assert config.audio_length_in_s == 10.24
     assert (config.learning_rate, config.train_batch_size, config.lr_warmup_steps, config.max_train_steps) == (1e-4, 2, 2000, 20_000)
+
+
+@pytest.mark.parametrize("config", [GenerateConfig, EvaluateConfig, ListenConfig])
+def test_sounds_outside_a_run_take_the_few_steps_of_the_measured_curve(config):
+    assert (config().sampler, config().num_inference_steps) == ("dpmsolver++", 20)
 
 
 def test_form_strings_become_typed_values():

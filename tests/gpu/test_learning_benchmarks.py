@@ -1,10 +1,12 @@
 """The benchmarks that judge sounds: what they ask for, and how they count. The judge itself is downloaded and not tested here."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from benchmarks.learning import Figures, change
-from benchmarks.recognition import Heard, Prompt, figures, read_prompts
+from benchmarks.recognition import Heard, Prompt, RoundTrip, distances, figures, read_prompts
 from gpu.pretrain.synthesis import KINDS
 
 
@@ -47,6 +49,29 @@ def test_ranking_is_also_compared_by_how_sure_the_judge_is():
 
     assert result["ranking's gain"]["value"] == 0
     assert result["ranking's gain, log of the judge's certainty"]["value"] == pytest.approx(np.log(9) / 2 / 2)
+
+
+class FarOff:
+    """A judge to whom each sound is as many windows as it has samples, all of the sound's own level."""
+
+    def hear(self, samples, rate_hz):
+        rng = np.random.default_rng(len(samples))
+        return ["Dog"], samples[:, None] + rng.normal(size=(len(samples), 4))
+
+
+def test_distances_are_measured_to_one_half_of_the_recordings_and_vague_ones_are_not_counted():
+    recordings = [(np.zeros(300), 16_000)], [(np.zeros(400), 16_000)]
+    rng = np.random.default_rng(0)
+    trips = [RoundTrip(recognised=value, embeddings=rng.normal(size=(200, 4))) for value in (True, False, None)]
+    made = [replace(heard("a", [["Dog"]]), embeddings=rng.normal(size=(300, 4)) + 2)]
+
+    result = distances(made, FarOff(), recordings, trips)
+
+    assert result["recognised after VAE and vocoder, of recordings"]["n"] == 2
+    assert result["recognised after VAE and vocoder, of recordings"]["value"] == 0.5
+    assert result["Fréchet distance, made to real"]["value"] == pytest.approx(4 * 2**2, rel=0.1)
+    assert result["Fréchet distance, real to real"] == {"value": pytest.approx(0, abs=0.2), "n": [300, 400]}
+    assert result["Fréchet distance, VAE and vocoder to real"]["n"] == [600, 400]
 
 
 def test_a_change_is_the_mean_over_pairs_of_all_seeds():
