@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -123,12 +124,7 @@ def run_snapshot(run: TrainingRun) -> dict[str, Any]:
     events = run.events.filter(seq__lte=run.last_seq)
     told = list(events.filter(type__in=[STARTED, VALIDATED, SAMPLE, CHECKPOINT]).order_by("seq"))
     started = [event for event in told if event.type == STARTED]
-    resumed_at = [(event.attempt, event.data.get("step") or 0) for event in started]
-
-    def holds(event: TrainingEvent) -> bool:
-        step = event.data.get("step")
-        return step is not None and all(event.attempt >= attempt or step <= resumed for attempt, resumed in resumed_at)
-
+    holds = kept_steps(started)
     progress = [event for event in _thinned(events.filter(type=PROGRESS)) if holds(event)]
     latest = progress[-1] if progress else None
     newest = events.order_by("-seq").first()
@@ -150,6 +146,17 @@ def run_snapshot(run: TrainingRun) -> dict[str, Any]:
         "checkpoints": [event.data["step"] for event in told if event.type == CHECKPOINT],
         "error": {"code": run.error_code, "detail": run.error_detail} if run.error_code else None,
     }
+
+
+def kept_steps(started: list[TrainingEvent]) -> Callable[[TrainingEvent], bool]:
+    """Whether what an event says of its step still holds, given the run's `started` events: a later attempt may have gone back before it."""
+    resumed_at = [(event.attempt, event.data.get("step") or 0) for event in started]
+
+    def holds(event: TrainingEvent) -> bool:
+        step = event.data.get("step")
+        return step is not None and all(event.attempt >= attempt or step <= resumed for attempt, resumed in resumed_at)
+
+    return holds
 
 
 def sample_rows(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:

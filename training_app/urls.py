@@ -1,11 +1,14 @@
 from django.urls import path
 
-from training_app import views
+from training_app import comparison_views, views
 
 app_name = "training"
 urlpatterns = [
     path("", views.index, name="index"),
     path("new/", views.new, name="new"),
+    path("compare/", comparison_views.compare, name="compare"),
+    path("compare/curves/", comparison_views.curves, name="compare_curves"),
+    path("compare/runs.csv", comparison_views.table, name="compare_csv"),
     path("<uuid:pk>/", views.run, name="run"),
     path("<uuid:pk>/events/", views.events, name="events"),
     path("<uuid:pk>/stop/", views.stop, name="stop"),

@@ -68,15 +68,19 @@ def waveform(peaks: Sequence[float] | None, bars: int = 120) -> SafeString:
 
 @register.inclusion_tag("components/sound.html")
 def sound(
-    src: str, peaks: Sequence[float] | None = None, duration_s: float | None = None, title: str = "", size: str = ""
+    src: str, peaks: Sequence[float] | None = None, duration_s: float | None = None, title: str = "", size: str = "", group: str = ""
 ) -> dict[str, Any]:
-    """Play button, waveform to seek in, and length. `size`: "", "thin" or "large". Without JavaScript the browser's own player."""
+    """Play button, waveform to seek in, and length. `size`: "", "thin" or "large". Without JavaScript the browser's own player.
+
+    While a sound of a `group` plays, another of it takes over at the same moment, and none is louder than the others.
+    """
     return {
         "src": src,
         "peaks": peaks or [],
         "duration_s": duration_s,
         "title": title,
         "size": size,
+        "group": group,
         "bars": MAX_BARS if size == "large" else 120,
     }
 

@@ -1,13 +1,31 @@
-/* [data-sound]: a play button and a waveform to seek in (with the keyboard: in the dock). Works for elements that arrive later, too. */
+/* [data-sound]: a play button and a waveform to seek in (with the keyboard: in the dock). Works for elements that arrive later, too.
+   Within a [data-group] a sound takes over from another at the same moment and at the same level; arrow keys lead from one to the next. */
 import { clock } from "./format.js";
 import { player } from "./sound_player.js";
-import { paintPlayed } from "./waveform.js";
+import { matchedGains, paintPlayed } from "./waveform.js";
 
 /** @typedef {import("./sound_player.js").Sound} Sound */
 
 /** @param {HTMLElement} element @returns {Sound} */
 function soundOf(element) {
-  return { src: element.dataset.src ?? "", title: element.dataset.title ?? "", gain: element.dataset.gain ? Number(element.dataset.gain) : 1 };
+  const gain = element.dataset.group ? groupGain(element) : element.dataset.gain ? Number(element.dataset.gain) : 1;
+  return { src: element.dataset.src ?? "", title: element.dataset.title ?? "", gain };
+}
+
+/** The sounds of an element's group, itself among them. @param {HTMLElement} element */
+const groupOf = (element) => /** @type {HTMLElement[]} */ ([...document.querySelectorAll(`[data-sound][data-group="${CSS.escape(element.dataset.group ?? "")}"]`)]);
+
+/** @param {HTMLElement} element */
+function groupGain(element) {
+  const group = groupOf(element);
+  const gains = matchedGains(group.map(({ dataset }) => (dataset.peaks ? dataset.peaks.split(",").map(Number) : [])));
+  return gains[group.indexOf(element)];
+}
+
+/** Whether another sound of the element's group plays now, so that this one takes over. @param {HTMLElement} element */
+function takesOver(element) {
+  const { playing, sound } = player.state;
+  return Boolean(element.dataset.group && playing && sound?.src !== element.dataset.src && groupOf(element).some(({ dataset }) => dataset.src === sound?.src));
 }
 
 /** @param {Element} element @returns {number} */
@@ -21,7 +39,8 @@ document.addEventListener("click", (event) => {
   if (!element) return;
   const wave = event.target.closest("[data-wave]");
   if (event.target.closest(".play")) {
-    player.toggle(soundOf(element));
+    if (takesOver(element)) player.swap(soundOf(element));
+    else player.toggle(soundOf(element));
   } else if (wave) {
     const box = wave.getBoundingClientRect();
     const share = Math.min(Math.max((event.clientX - box.left) / box.width, 0), 1);
@@ -37,7 +56,17 @@ document.addEventListener("keydown", (event) => {
     if (!player.state.sound) return;
     event.preventDefault();
     player.toggle();
+    return;
   }
+  const way = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  const here = way && /** @type {HTMLElement | null} */ (target.closest("[data-sound][data-group]"));
+  if (!here) return;
+  const group = groupOf(here);
+  const next = group[group.indexOf(here) + way];
+  if (!next) return;
+  event.preventDefault();
+  /** @type {HTMLElement | null} */ (next.querySelector(".play"))?.focus();
+  if (takesOver(next)) player.swap(soundOf(next));
 });
 
 /** @type {Set<HTMLElement>} */
