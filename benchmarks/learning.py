@@ -31,13 +31,13 @@ import soundfile as sf
 import torch
 
 from benchmarks.judge import VAGUE, Judge, JudgeMissing
-from benchmarks.report import RESULTS, machine
+from benchmarks.report import RESULTS, machine, weights_digest
 from gpu.config import FinetuneConfig, FinetuneJob, GenerateConfig, ModelRef
 from gpu.diffusion import answered_channels, denoising_loss, training_target
 from gpu.evaluation.metrics import mean_interval
 from gpu.events import CHECKPOINT, VALIDATED, read_events
 from gpu.generate import Generator
-from gpu.manifest import TRAIN, VALIDATION, ManifestClip, folder_digest, sha256_of, write_manifest
+from gpu.manifest import TRAIN, VALIDATION, ManifestClip, sha256_of, write_manifest
 from gpu.mel import log_mel, prepare_waveform
 from gpu.pipelines import LoadedPipeline, encode, unet_inputs
 from gpu.pretrain.synthesis import SAMPLE_RATE_HZ, glass
@@ -107,7 +107,7 @@ def main() -> None:
         for part in arguments.part or PARTS:
             bench = Bench(arguments, home / part, judge)
             settings = {name: getattr(arguments, name) for name in ("seeds", "steps", "sounds", "sampler_steps")}
-            save(part, {**settings, "model_sha256": folder_digest(bench.base)}, PARTS[part](bench))
+            save(part, {**settings, "model_sha256": weights_digest(bench.base)}, PARTS[part](bench))
 
 
 class Bench:

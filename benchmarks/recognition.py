@@ -28,12 +28,11 @@ import torch
 from PIL import Image, ImageDraw
 
 from benchmarks.judge import VAGUE, Judge, JudgeMissing, find_wheel, strongest
-from benchmarks.report import RESULTS, machine
+from benchmarks.report import RESULTS, machine, weights_digest
 from gpu.config import GenerateConfig, ModelRef
 from gpu.evaluation.metrics import frechet_distance, mean_interval
 from gpu.evaluation.statistics import wilson_interval
 from gpu.generate import Generator
-from gpu.manifest import folder_digest
 from gpu.mel import log_mel, prepare_waveform
 from gpu.pipelines import load_pipeline
 from gpu.pretrain.corpus import read_registry
@@ -122,7 +121,7 @@ def main() -> None:
         print(f"{name}: {value}")
     if not arguments.only:
         keep(
-            {"model": model.name, "model_sha256": folder_digest(model), "candidates": arguments.candidates, "prompts": len(prompts)}, result
+            {"model": model.name, "model_sha256": weights_digest(model), "candidates": arguments.candidates, "prompts": len(prompts)}, result
         )
 
 

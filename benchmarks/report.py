@@ -16,6 +16,7 @@ import torch
 
 from gpu.device import choose_device, device_name, versions
 from gpu.events import now
+from gpu.manifest import digest_of, file_digests
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,6 +47,11 @@ def clock() -> tuple[float, float]:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter(), time.process_time()
+
+
+def weights_digest(model: Path) -> str:
+    """SHA-256 of a model's weights and of their names, without its card, which tells what was measured of them."""
+    return digest_of(file_digests(model, files=[path.relative_to(model) for path in model.rglob("*.safetensors")]))
 
 
 def machine() -> dict[str, Any]:
