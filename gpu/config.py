@@ -200,8 +200,8 @@ class GenerateConfig(Config):
     prompt: str = _param("", "Prompt", "What you want to hear, in plain English.", multiline=True)
     negative_prompt: str = _param("", "Negative prompt", "What you do not want to hear.")
     seed: int = _param(0, "Seed", "The same seed, prompt and checkpoint give the same sound.", minimum=0, maximum=MAX_SEED)
-    num_inference_steps: int = _param(200, "Sampler steps", "More is clearer, with little gain after about 50.", unit="steps", minimum=1, maximum=1_000)
-    sampler: str = _param("ddim", "Sampler", "DDIM is the original; DPM-Solver++ and UniPC need about 20 steps for the same sound.", choices=SAMPLERS)
+    num_inference_steps: int = _param(20, "Sampler steps", "20 to 25 for DPM-Solver++ and UniPC, 50 to 200 for DDIM; more changes little.", unit="steps", minimum=1, maximum=1_000)
+    sampler: str = _param("dpmsolver++", "Sampler", "DPM-Solver++ and UniPC need about 20 steps for the same sound. DDIM with 200 is the original.", choices=SAMPLERS)
     guidance_scale: float = _param(3.5, "Guidance scale", "Lower is more creative, higher obeys the prompt more.", minimum=0.0, maximum=100.0, warn_above=15.0)
     audio_length_in_s: float = _param(10.24, "Duration", "Length of the sound.", unit="s", minimum=0.1, maximum=120.0)
     num_waveforms_per_prompt: int = _param(3, "Candidates", "Sounds made and ranked by CLAP, best first; all are kept.", unit="sounds", minimum=1, maximum=64)
@@ -217,8 +217,8 @@ class EvaluateConfig(Config):
     prompts: int = _param(50, "Sounds", "Made with each checkpoint, for captions of held-out clips in turn. More give narrower intervals.", unit="sounds", minimum=2, maximum=10_000)
     seed: int = _param(0, "Seed", "Of the sounds, of the choice of clips and of the intervals. The same seed gives the same report.", minimum=0, maximum=MAX_SEED)
     kernel: str = _param("gaussian", "Kernel", "Of the kernel audio distance: gaussian, its width the median distance of the real sounds, or polynomial.", choices=("gaussian", "polynomial"))
-    num_inference_steps: int = _param(50, "Sampler steps", "More is clearer, with little gain after about 50.", unit="steps", minimum=1, maximum=1_000)
-    sampler: str = _param("ddim", "Sampler", "DDIM is the original; DPM-Solver++ and UniPC need about 20 steps for the same sound.", choices=SAMPLERS)
+    num_inference_steps: int = _param(20, "Sampler steps", "20 to 25 for DPM-Solver++ and UniPC, 50 to 200 for DDIM; more changes little.", unit="steps", minimum=1, maximum=1_000)
+    sampler: str = _param("dpmsolver++", "Sampler", "DPM-Solver++ and UniPC need about 20 steps for the same sound. DDIM with 200 is the original.", choices=SAMPLERS)
     guidance_scale: float = _param(3.5, "Guidance scale", "Lower is more creative, higher obeys the prompt more.", minimum=0.0, maximum=100.0, warn_above=15.0)
     audio_length_in_s: float = _param(10.24, "Duration", "Length of the sounds made, and of what is heard of each real one.", unit="s", minimum=0.1, maximum=120.0)
 
@@ -229,8 +229,8 @@ class ListenConfig(Config):
 
     prompts: list[str] = _param([], "Prompts", "One a line; each gives one pair of sounds, with the same seed.", multiline=True)
     seed: int = _param(0, "Seed", "Of the first pair; the others follow from it.", minimum=0, maximum=MAX_SEED)
-    num_inference_steps: int = _param(50, "Sampler steps", "More is clearer, with little gain after about 50.", unit="steps", minimum=1, maximum=1_000)
-    sampler: str = _param("ddim", "Sampler", "DDIM is the original; DPM-Solver++ and UniPC need about 20 steps for the same sound.", choices=SAMPLERS)
+    num_inference_steps: int = _param(20, "Sampler steps", "20 to 25 for DPM-Solver++ and UniPC, 50 to 200 for DDIM; more changes little.", unit="steps", minimum=1, maximum=1_000)
+    sampler: str = _param("dpmsolver++", "Sampler", "DPM-Solver++ and UniPC need about 20 steps for the same sound. DDIM with 200 is the original.", choices=SAMPLERS)
     guidance_scale: float = _param(3.5, "Guidance scale", "Lower is more creative, higher obeys the prompt more.", minimum=0.0, maximum=100.0, warn_above=15.0)
     audio_length_in_s: float = _param(10.24, "Duration", "Length of each sound.", unit="s", minimum=0.1, maximum=120.0)
 

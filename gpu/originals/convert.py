@@ -191,7 +191,7 @@ class _Conversion:
         told = {
             "name": job.name or self.file.path.stem,
             "licence": job.licence or LICENCE,
-            "defaults": {"audio_length_in_s": 10.24, "num_inference_steps": 200, "sampler": "ddim", "guidance_scale": GUIDANCE[facts.family]},
+            "defaults": {"audio_length_in_s": 10.24, "guidance_scale": GUIDANCE[facts.family]},
             "original": {
                 "layout": facts.layout,
                 "variant": facts.variant,
