@@ -12,13 +12,14 @@ import argparse
 import tempfile
 from pathlib import Path
 from time import perf_counter, process_time
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks.report import Timing, report, timed
 from benchmarks.training_step import WARM_UP, run_steps, write_run
-from gpu.conditioning import Embeds, PromptEmbeds
+from gpu.conditioning import Embeds, encode_prompts
 from gpu.config import FinetuneConfig, ModelRef
 from gpu.device import choose_device
 from gpu.diffusion import training_target
@@ -75,8 +76,13 @@ def build_cache(folder: Path, model: Path, config: FinetuneConfig, cache: Path) 
 def encode_padded(loaded: LoadedPipeline, captions: list[str]) -> Embeds:
     if loaded.family != "audioldm2":
         return encode(loaded, captions)
-    with torch.no_grad():
-        return PromptEmbeds(*loaded.pipeline.encode_prompt(captions, loaded.unet.device, 1, False))
+    tokenizer = loaded.pipeline.tokenizer
+
+    def padded(texts: list[str], **options: Any) -> Any:
+        return tokenizer(texts, **(options | {"padding": "max_length"}))
+
+    padded.model_max_length = tokenizer.model_max_length
+    return encode_prompts({**loaded.pipeline.components, "tokenizer": padded}, captions)
 
 
 def uncached_steps(folder: Path, model: Path, config: FinetuneConfig, *, steps: int) -> list[tuple[float, float]]:

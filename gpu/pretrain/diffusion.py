@@ -17,6 +17,7 @@ from gpu.pretrain.recipe import DiffusionRecipe
 from gpu.pretrain.team import Team, gathered
 from gpu.pretrain.training import Announce, Ema, Obey, Training, set_learning_rate, trapezoid
 from gpu.pretrain.vae import encode
+from gpu.pretrain.wording import said_anew
 
 LATENTS = "latents.npy"
 BEGINNING = "beginning"
@@ -31,7 +32,7 @@ def train_diffusion(
     """Error of the scheduler's prediction type, min-SNR weighted if the recipe says so; leaves the averaged weights in `pipeline`.
 
     The VAE, the vocoder and CLAP must be the finished ones. A caption is left out one time in ten, for each example by
-    itself, so that guidance has something to compare with (Ho and Salimans 2022, arXiv:2207.12598).
+    itself, so that guidance has something to compare with (Ho and Salimans 2022, arXiv:2207.12598). The others are said anew every time.
 
     Args:
         processes: see `gpu.pretrain.team`.
@@ -90,7 +91,7 @@ def _train(
         rng = np.random.default_rng([seed, step])
         indices = rng.integers(len(captions), size=recipe.train_batch_size)
         left_out = rng.random(recipe.train_batch_size) < recipe.unconditional_share
-        chosen = ["" if out else captions[i] for i, out in zip(indices, left_out, strict=True)]
+        chosen = ["" if out else said_anew(captions[i], rng) for i, out in zip(indices, left_out, strict=True)]
         latents = torch.from_numpy(all_latents[indices].astype(np.float32))
         grain = torch.randn(len(latents), pipeline.unet.config.in_channels - latents.shape[1], *latents.shape[2:])
         latents = torch.cat([latents, grain], dim=1)  # [B, C, T/f, M/f]

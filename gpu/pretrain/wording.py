@@ -88,5 +88,13 @@ def reworded(caption: str, rng: np.random.Generator) -> str:
     return caption + "." if rng.random() < 0.1 else caption
 
 
+def said_anew(caption: str, rng: np.random.Generator) -> str:
+    """A caption that `reworded` made, reworded once more. What has been said in other words stays so."""
+    plain = caption.removesuffix(".")
+    if plain.startswith(("A ", "An ")) or plain[1:2].islower():  # not a note ("C major"), not an acronym
+        plain = plain[:1].lower() + plain[1:]
+    return reworded(plain, rng)
+
+
 def _one(choices: tuple[str, ...], rng: np.random.Generator) -> str:
     return choices[int(rng.integers(len(choices)))]

@@ -27,7 +27,7 @@ from gpu.pretrain.soundfont import _midi, repeated
 from gpu.pretrain.synthesis import KINDS, SAMPLE_RATE_HZ, synthesise
 from gpu.pretrain.training import Ema, Training, cosine, trapezoid
 from gpu.pretrain.vocoder import renamed
-from gpu.pretrain.wording import OTHER_WORDS, reworded
+from gpu.pretrain.wording import OTHER_WORDS, reworded, said_anew
 from gpu.tiny import tiny_architecture
 
 TINY = tiny_architecture(sample_rate_hz=22_050, n_mels=80, hop_length=256, vae_levels=3, prediction_type="v_prediction")
@@ -389,6 +389,14 @@ def test_other_words_change_what_is_named_and_leave_the_rest():
 
     assert "a dog barking and heavy rain" in said
     assert any("hound" in caption for caption in said) and any("downpour" in caption for caption in said)
+
+
+def test_what_is_said_anew_keeps_its_notes_and_finds_other_words_behind_capital_and_full_stop():
+    said = {said_anew("A dog barking.", np.random.default_rng(seed)) for seed in range(60)}
+    chords = {said_anew("C major on an organ", np.random.default_rng(seed)) for seed in range(20)}
+
+    assert "a dog barking" in said and any("hound" in caption for caption in said)
+    assert all(caption.startswith("C major") for caption in chords)
 
 
 def test_no_prompt_of_the_recognition_benchmark_in_other_words_is_trained_on():
