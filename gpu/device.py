@@ -18,6 +18,7 @@ import torch
 from gpu.config import FinetuneConfig
 from gpu.errors import Fault
 
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 PACKAGES = ("torch", "diffusers", "transformers", "pytorch-lightning", "peft", "safetensors")
 # Places of latent pictures (per CFG half) that go through the UNet together: 8 candidates of 10.24 s of the published models.
 PLACES_AT_ONCE = 8 * 256 * 16
@@ -75,6 +76,11 @@ def require_precision(config: FinetuneConfig, device: torch.device) -> str:
             "choose auto, fp16 or no",
         )
     return training_precision(config.mixed_precision, device)
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Within it torch computes in `precision`, Lightning's word; in single precision nothing changes."""
+    return torch.autocast(device.type, dtype=AUTOCAST[precision]) if precision in AUTOCAST else contextlib.nullcontext()
 
 
 def precision_words(precision: str) -> str:

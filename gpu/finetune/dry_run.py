@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gpu.announcer import Announcer
 from gpu.config import FinetuneConfig
-from gpu.device import device_name, fault_of
+from gpu.device import autocast, device_name, fault_of
 from gpu.errors import Fault
 from gpu.events import WAITING
 from gpu.finetune.data import Batch, TrainingBatches
@@ -28,7 +28,6 @@ from gpu.pipelines import collate
 from gpu.preflight import gib, in_words, less
 
 STAGE = "preflight"
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class DryRun(pl.Callback):
@@ -66,7 +65,7 @@ def dry_step(module: Denoiser, batch: Batch, *, precision: str) -> list[Tensor]:
     moments: list[Tensor] = []
     with torch.random.fork_rng(devices=devices):
         try:
-            with torch.autocast(module.device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+            with autocast(precision, module.device):
                 loss = module.training_step(batch, 0)
             loss.backward()
             for weight in weights:

@@ -14,13 +14,13 @@ from transformers import ClapFeatureExtractor, ClapModel, RobertaTokenizer
 from gpu.architectures import CLAP_FEATURES, Architecture, build_clap
 from gpu.pretrain.corpus import Corpus
 from gpu.pretrain.recipe import ClapRecipe
-from gpu.pretrain.training import Announce, Obey, Training, cosine, set_learning_rate
+from gpu.pretrain.training import CPU, Announce, Obey, Training, cosine, set_learning_rate
 from gpu.pretrain.wording import ARTICLES
 
 
 def train_clap(
     recipe: ClapRecipe, architecture: Architecture, tokenizer: RobertaTokenizer, corpus: Corpus, captions: list[str], folder: Path,
-    *, seed: int, announce: Announce, obey: Obey | None = None,
+    *, seed: int, announce: Announce, obey: Obey | None = None, device: torch.device = CPU,
 ) -> ClapModel:  # fmt: skip
     """Symmetric contrastive loss (Elizalde et al. 2022, arXiv:2206.04769, eq. 3) over each batch.
 
@@ -28,9 +28,11 @@ def train_clap(
 
     Args:
         captions: of the corpus' examples, in order.
+    Returns:
+        CLAP in eval mode, on the processor.
     """
     torch.manual_seed(seed)
-    clap = build_clap(architecture, tokenizer)
+    clap = build_clap(architecture, tokenizer).to(device)
     optimizer = torch.optim.AdamW(clap.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     training = Training(
         folder / "clap.pt", parts={"clap": clap, "optimizer": optimizer},
@@ -45,8 +47,8 @@ def train_clap(
 
         indices = np.random.default_rng([seed, step]).choice(len(features), recipe.train_batch_size, replace=False)
         batch_captions = [captions[i] for i in indices]
-        sounds = torch.from_numpy(features[indices].astype(np.float32))  # [B, 1, 1001, 64]
-        text = tokenizer(batch_captions, padding=True, truncation=True, return_tensors="pt")
+        sounds = torch.from_numpy(features[indices].astype(np.float32)).to(device)  # [B, 1, 1001, 64]
+        text = tokenizer(batch_captions, padding=True, truncation=True, return_tensors="pt").to(device)
         output = clap(input_features=sounds, **text)
         loss = contrastive_loss(output.logits_per_text, batch_captions)
 
@@ -54,15 +56,15 @@ def train_clap(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(clap.parameters(), 1.0)
         optimizer.step()
-        right = output.logits_per_text.argmax(1) == torch.arange(len(indices))
+        right = output.logits_per_text.argmax(1).cpu() == torch.arange(len(indices))
         training.report(loss, top1=round(float(right.float().mean()), 2))
-    return clap.eval()
+    return clap.to("cpu").eval()
 
 
 def contrastive_loss(logits_per_text: Tensor, captions: list[str]) -> Tensor:
     """Cross entropy both ways; the target of a caption is spread evenly over the sounds that bear it. [B, B] -> []"""
     plain = [_plain(caption) for caption in captions]
-    same = torch.tensor([[a == b for b in plain] for a in plain], dtype=logits_per_text.dtype)
+    same = torch.tensor([[a == b for b in plain] for a in plain]).to(logits_per_text)
     target = same / same.sum(1, keepdim=True)
     return (F.cross_entropy(logits_per_text, target) + F.cross_entropy(logits_per_text.T, target)) / 2
 

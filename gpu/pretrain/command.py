@@ -18,7 +18,7 @@ from diffusers import AudioLDM2Pipeline
 
 from gpu.announcer import Announcer
 from gpu.architectures import build_audioldm2
-from gpu.device import device_name, fault_of, usage, versions
+from gpu.device import choose_device, device_name, fault_of, precision_words, prepare_device, training_precision, usage, versions
 from gpu.errors import Fault
 from gpu.events import CHECKPOINT, FAILED, FINISHED, STARTED, STOPPED, VALIDATED, EventWriter
 from gpu.finetune.control import NOW, Control
@@ -37,7 +37,6 @@ from gpu.pretrain.vocoder import convert_vocoder, weights_file
 
 STAGES = ("vae", "vocoder", "clap", "diffusion")
 PRINT_EVERY_S = 10.0
-CPU = torch.device("cpu")
 
 
 class StopRequested(Exception):
@@ -57,12 +56,20 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--registry", type=Path, nargs="+", help="CSV of each zip's recordings; beside the zips when not given")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to run")
     parser.add_argument("--model", type=Path, help="folder of the finished model; RUN_DIR/model when not given")
-    parser.add_argument("--processes", type=int, help="of the diffusion stage; two where there are two threads and an even batch, when not given")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="the GPU where there is one, when not given")
+    parser.add_argument("--processes", type=int, help="of the diffusion stage on a processor; two where there are two threads and an even batch, when not given")
     parser.add_argument("--threads", type=int, help="processor threads; as many as there are cores when not given")
     arguments = parser.parse_args(argv)
 
     if arguments.processes is not None and arguments.processes < 1:
         parser.error(f"--processes ({arguments.processes}) must be 1 or more")
+    device = torch.device(arguments.device) if arguments.device else choose_device()
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            parser.error("--device cuda: torch finds no GPU on this machine")
+        if arguments.processes not in (None, 1):
+            parser.error(f"--processes ({arguments.processes}) must be 1 on a GPU")
+        prepare_device(device)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -74,14 +81,15 @@ def run(argv: list[str]) -> int:
         try:
             recipe = Recipe.read(arguments.recipe)
             batch_size = recipe.diffusion.train_batch_size
-            processes = arguments.processes or (2 if torch.get_num_threads() > 1 and batch_size % 2 == 0 else 1)
+            several = device.type == "cpu" and torch.get_num_threads() > 1 and batch_size % 2 == 0
+            processes = arguments.processes or (2 if several else 1)
             if batch_size % processes:
                 raise ValueError(f"diffusion.train_batch_size ({batch_size}) must be a multiple of --processes")
             sounds = Sounds(recipe, folder, announcer, should_stop=lambda: bool(control.stop()))
         except (OSError, TypeError, ValueError, KeyError, AttributeError, Fault) as error:
             announcer.say(FAILED, code="pretrain.recipe_invalid", detail=f"{arguments.recipe.name}: {error}")
             parser.error(f"{arguments.recipe}: {error}")
-        course = Course(recipe, folder, announcer, control, sounds, processes=processes)
+        course = Course(recipe, folder, announcer, control, sounds, processes=processes, device=device)
         try:
             registries = arguments.registry or map(beside, arguments.data)
             course.follow(list(zip(arguments.data, registries, strict=True)), until=arguments.until, model=arguments.model)
@@ -108,13 +116,17 @@ class Course:
     A step of the run is a step of a stage, counted on through the stages: events, curves and sounds have one number line.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, announcer: Announcer, control: Control, sounds: Sounds, *, processes: int = 1) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, announcer: Announcer, control: Control, sounds: Sounds, *, device: torch.device, processes: int = 1
+    ) -> None:
         self.recipe = recipe
         self.folder = folder
         self.announcer = announcer
         self.control = control
         self.sounds = sounds
         self.processes = processes
+        self.device = device
+        self.precision = training_precision("auto", device)
         self.max_steps = sum(recipe.steps.values())
         self.pipeline: AudioLDM2Pipeline | None = None
         self._printed: tuple[str, float] = ("", 0.0)
@@ -133,7 +145,7 @@ class Course:
         corpus = open_corpus(self.recipe, sources)
         self.announcer.say(
             STARTED, step=self._reached, max_steps=self.max_steps, stages=self.recipe.steps, recipe=self.recipe.studio.get("name"),
-            device=device_name(CPU), precision="fp32", clips=self.recipe.corpus.num_examples, validation_clips=len(corpus.held_out),
+            device=device_name(self.device), precision=precision_words(self.precision), clips=self.recipe.corpus.num_examples, validation_clips=len(corpus.held_out),
             prompts=[job.prompt for job in self.sounds.jobs], versions=versions(), pid=os.getpid(),
         )  # fmt: skip
         pipeline = self._train(corpus, until=until)
@@ -148,7 +160,7 @@ class Course:
         examples = prepare_examples(folder / "examples", corpus, num_examples=recipe.corpus.num_examples, announce=self.announce)
         self.pipeline = pipeline = build_audioldm2(recipe.architecture, captions=examples.captions, seed=seed)
 
-        vae = train_vae(recipe.vae, recipe.architecture, examples, folder, seed=seed, announce=self.announce, obey=self.obey)
+        vae = train_vae(recipe.vae, recipe.architecture, examples, folder, seed=seed, announce=self.announce, obey=self.obey, device=self.device)
         error = round(round_trip_error(vae, examples.held_out), 4)
         self.announcer.say(VALIDATED, step=self._overall("vae", recipe.vae.max_train_steps), stage="vae", held_out_error=error)
         if until == "vae":
@@ -158,14 +170,14 @@ class Course:
             return None
         clap = train_clap(
             recipe.clap, recipe.architecture, pipeline.tokenizer, corpus, examples.captions, folder,
-            seed=seed, announce=self.announce, obey=self.obey,
+            seed=seed, announce=self.announce, obey=self.obey, device=self.device,
         )  # fmt: skip
         pipeline.register_modules(vae=vae, vocoder=vocoder, text_encoder=clap)
         if until == "clap":
             return None
         train_diffusion(
             recipe.diffusion, pipeline, examples, folder, seed=seed, announce=self.announce, obey=self.obey, processes=self.processes,
-            grain_channels=recipe.vae.grain_channels,
+            grain_channels=recipe.vae.grain_channels, device=self.device, precision=self.precision,
         )  # fmt: skip
         return pipeline
 
@@ -182,7 +194,7 @@ class Course:
         else:
             self._reached = self._overall(stage, step)
             self.announcer.progress(
-                step=self._reached, max_steps=self.max_steps, stage=stage, stage_step=step, stage_max_steps=max_steps, **more, **usage(CPU)
+                step=self._reached, max_steps=self.max_steps, stage=stage, stage_step=step, stage_max_steps=max_steps, **more, **usage(self.device)
             )
         name, at = self._printed
         if stage != name or step == max_steps or time.monotonic() - at > PRINT_EVERY_S:

@@ -11,11 +11,12 @@ from diffusers import AudioLDM2Pipeline
 from torch import Tensor, nn
 
 from gpu.conditioning import encode_prompts
+from gpu.device import autocast
 from gpu.diffusion import answered_channels, denoising_loss, snr, training_target
 from gpu.pretrain.examples import Examples
 from gpu.pretrain.recipe import DiffusionRecipe
 from gpu.pretrain.team import Team, gathered
-from gpu.pretrain.training import Announce, Ema, Obey, Training, set_learning_rate, trapezoid
+from gpu.pretrain.training import CPU, Announce, Ema, Obey, Training, set_learning_rate, trapezoid
 from gpu.pretrain.vae import encode
 from gpu.pretrain.wording import said_anew
 
@@ -28,6 +29,7 @@ TRAINED_PARTS = ("unet", "text_encoder_2", "projection_model", "language_model")
 def train_diffusion(
     recipe: DiffusionRecipe, pipeline: AudioLDM2Pipeline, examples: Examples, folder: Path,
     *, seed: int, announce: Announce, obey: Obey | None = None, processes: int = 1, grain_channels: int = 0,
+    device: torch.device = CPU, precision: str = "32-true",
 ) -> None:  # fmt: skip
     """Error of the scheduler's prediction type, min-SNR weighted if the recipe says so; leaves the averaged weights in `pipeline`.
 
@@ -35,7 +37,8 @@ def train_diffusion(
     itself, so that guidance has something to compare with (Ho and Salimans 2022, arXiv:2207.12598). The others are said anew every time.
 
     Args:
-        processes: see `gpu.pretrain.team`.
+        processes: see `gpu.pretrain.team`; one on a GPU.
+        precision: Lightning's word for it.
         grain_channels: of the VAE, see `gpu.pretrain.grain`; the UNet neither sees nor answers them.
 
     Raises:
@@ -45,14 +48,16 @@ def train_diffusion(
         raise ValueError(f"a batch of {recipe.train_batch_size} cannot be divided among {processes} processes evenly")
     if grain_channels:
         _silence(pipeline.unet, grain_channels)
+    pipeline.to(device)
     _prepare_latents(folder / LATENTS, pipeline, examples, channels=pipeline.unet.config.in_channels - grain_channels, announce=announce)
     if processes > 1:
         pipeline.save_pretrained(folder / BEGINNING)
     try:
         with gathered(processes, _take_part, recipe, folder, examples.captions, seed) as team:
-            _train(team, recipe, pipeline, examples.captions, folder, seed=seed, announce=announce, obey=obey)
+            _train(team, recipe, pipeline, examples.captions, folder, seed=seed, announce=announce, obey=obey, precision=precision)
     finally:
         shutil.rmtree(folder / BEGINNING, ignore_errors=True)
+    pipeline.to("cpu")
 
 
 def _take_part(team: Team, recipe: DiffusionRecipe, folder: Path, captions: list[str], seed: int) -> None:
@@ -63,8 +68,9 @@ def _take_part(team: Team, recipe: DiffusionRecipe, folder: Path, captions: list
 
 def _train(
     team: Team, recipe: DiffusionRecipe, pipeline: AudioLDM2Pipeline, captions: list[str], folder: Path,
-    *, seed: int, announce: Announce, obey: Obey | None,
+    *, seed: int, announce: Announce, obey: Obey | None, precision: str = "32-true",
 ) -> None:  # fmt: skip
+    device = pipeline.unet.device
     trained = nn.ModuleDict({name: getattr(pipeline, name) for name in TRAINED_PARTS})
     pipeline.unet.to(memory_format=torch.channels_last)  # what convolutions on a processor prefer
     pipeline.text_encoder.requires_grad_(False)
@@ -79,7 +85,7 @@ def _train(
     channels = answered_channels(pipeline.unet)
     if channels is not None:
         # Noise would teach the weights that see it nothing but noise.
-        seen = torch.zeros(pipeline.unet.config.in_channels).index_fill(0, channels, 1.0)[None, :, None, None]
+        seen = torch.zeros(pipeline.unet.config.in_channels).index_fill(0, channels.cpu(), 1.0)[None, :, None, None].to(device)
         pipeline.unet.conv_in.weight.register_hook(lambda gradient: gradient * seen)
 
     trained.train()
@@ -97,16 +103,18 @@ def _train(
         latents = torch.cat([latents, grain], dim=1)  # [B, C, T/f, M/f]
         noise = torch.randn_like(latents)
         timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),))
-        chosen, latents, noise, timesteps = (team.share(part) for part in (chosen, latents, noise, timesteps))
+        # Drawn on the processor, so that the numbers are the same on every device.
+        latents, noise, timesteps = (team.share(part).to(device) for part in (latents, noise, timesteps))
 
-        embeds = encode_prompts(pipeline, chosen, requires_grad=True)
-        prediction = pipeline.unet(
-            scheduler.add_noise(latents, noise, timesteps),
-            timesteps,
-            encoder_hidden_states=embeds.generated_prompt_embeds,
-            encoder_hidden_states_1=embeds.prompt_embeds,
-            encoder_attention_mask_1=embeds.attention_mask,
-        ).sample
+        with autocast(precision, device):
+            embeds = encode_prompts(pipeline, team.share(chosen), requires_grad=True)
+            prediction = pipeline.unet(
+                scheduler.add_noise(latents, noise, timesteps),
+                timesteps,
+                encoder_hidden_states=embeds.generated_prompt_embeds,
+                encoder_hidden_states_1=embeds.prompt_embeds,
+                encoder_attention_mask_1=embeds.attention_mask,
+            ).sample
         loss = denoising_loss(
             prediction,
             training_target(scheduler, latents, noise, timesteps),
@@ -144,7 +152,7 @@ def _prepare_latents(
         parts: list[Tensor] = []
         for start in range(0, len(examples), batch_size):
             indices = np.arange(start, min(start + batch_size, len(examples)))
-            parts.append((encode(pipeline.vae, examples.batch(indices))[:, :channels] * pipeline.vae.config.scaling_factor).half())
+            parts.append((encode(pipeline.vae, examples.batch(indices))[:, :channels] * pipeline.vae.config.scaling_factor).half().cpu())
             announce(stage="latents", step=start, max_steps=len(examples))
         with path.with_suffix(".tmp").open("wb") as file:
             np.save(file, torch.cat(parts).numpy())

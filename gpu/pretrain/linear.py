@@ -45,6 +45,9 @@ class LinearCode:
     components: Tensor
     gains: Tensor
 
+    def to(self, device: torch.device) -> LinearCode:
+        return LinearCode(mean=self.mean.to(device), components=self.components.to(device), gains=self.gains.to(device))
+
     def outline(self, mel: Tensor) -> Tensor:
         """The latents: [N, 1, T, M] -> [N, C, T/f, M/f]"""
         return self._project(mel, self.components[:, : len(self.gains)] * self.gains)

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 60.0
 REPORT_EVERY_S = 2.0
+CPU = torch.device("cpu")
 Announce = Callable[..., None]
 """Told `stage, step, max_steps`, with `loss` from a stage that trains, without from one that prepares. May raise to end the run."""
 
@@ -142,7 +143,7 @@ class Ema:
         return self.weights
 
     def load_state_dict(self, weights: dict[str, torch.Tensor]) -> None:
-        self.weights = weights
+        self.weights = {name: value.to(self.weights[name].device) for name, value in weights.items()}
 
 
 def cosine(step: int, *, warmup_steps: int, max_steps: int) -> float:

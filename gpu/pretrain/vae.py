@@ -15,7 +15,7 @@ from gpu.pretrain.examples import Examples
 from gpu.pretrain.grain import learn_spread
 from gpu.pretrain.linear import start_decoder, start_encoder
 from gpu.pretrain.recipe import VaeRecipe
-from gpu.pretrain.training import Announce, Obey, Training, cosine, set_learning_rate
+from gpu.pretrain.training import CPU, Announce, Obey, Training, cosine, set_learning_rate
 
 STATISTICS = 400
 """Examples that decide the linear code."""
@@ -25,7 +25,7 @@ GRAIN_WEIGHT = 0.3
 
 def train_vae(
     recipe: VaeRecipe, architecture: Architecture, examples: Examples, folder: Path,
-    *, seed: int, announce: Announce, obey: Obey | None = None,
+    *, seed: int, announce: Announce, obey: Obey | None = None, device: torch.device = CPU,
 ) -> AutoencoderKL:  # fmt: skip
     """The encoder is the linear code of `start_encoder` and stays so; the decoder learns, by the absolute error of the log mel.
 
@@ -33,7 +33,7 @@ def train_vae(
     each batch brings its own grain and half gets noise instead (`gpu.pretrain.grain`).
 
     Returns:
-        the VAE in eval mode, with its scaling_factor = 1 / std of the outline's latents, as the original sets it (`scale_by_std`); the other
+        the VAE in eval mode, on the processor, with its scaling_factor = 1 / std of the outline's latents, as the original sets it (`scale_by_std`); the other
         channels are unit noise after scaling.
     """
     torch.manual_seed(seed)
@@ -52,7 +52,8 @@ def train_vae(
     torch.manual_seed(seed)
     start_decoder(vae, latents_of(some), some)
     vae.requires_grad_(False).decoder.requires_grad_(True)
-    vae.to(memory_format=torch.channels_last)
+    vae.to(device, memory_format=torch.channels_last)
+    code, spread = code.to(device), spread and spread.to(device)
     optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=1e-5)
     training = Training(
         folder / "vae.pt", parts={"vae": vae, "optimizer": optimizer},
@@ -65,7 +66,7 @@ def train_vae(
         share = cosine(step, warmup_steps=recipe.lr_warmup_steps, max_steps=recipe.max_train_steps)
         set_learning_rate(optimizer, recipe.learning_rate * share)
 
-        mel = examples.crops(np.random.default_rng([seed, step]), recipe.train_batch_size, recipe.crop_frames)  # [B, 1, T, M]
+        mel = examples.crops(np.random.default_rng([seed, step]), recipe.train_batch_size, recipe.crop_frames).to(device)  # [B, 1, T, M]
         latents = latents_of(mel)  # [B, C, T/f, M/f]
         outline = latents[:, : len(code.gains)].clone()
         latents += recipe.noise * torch.randn_like(latents)
@@ -83,7 +84,7 @@ def train_vae(
         optimizer.step()
         training.report(error)
 
-    vae.eval()
+    vae.to("cpu").eval()
     count = vae.config.latent_channels - recipe.grain_channels
     spread_of_latents = float(encode(vae, examples.held_out)[:, :count].std())
     vae.register_to_config(scaling_factor=1 / spread_of_latents)
@@ -95,7 +96,7 @@ def train_vae(
 @torch.no_grad()
 def encode(vae: AutoencoderKL, mel: Tensor) -> Tensor:
     """The latents' means, unscaled; 0 in channels that only carry grain: [B, 1, T, M] -> [B, C, T/f, M/f]"""
-    return vae.encode(mel).latent_dist.mode()
+    return vae.encode(mel.to(vae.device)).latent_dist.mode()
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import shutil
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
@@ -18,14 +19,17 @@ from transformers import ClapFeatureExtractor
 
 import gpu.pretrain
 from gpu.architectures import CLAP_FEATURES, build_audioldm2, build_vae, build_vocoder
-from gpu.pretrain.clap import clap_features, contrastive_loss
+from gpu.pretrain.clap import clap_features, contrastive_loss, train_clap
 from gpu.pretrain.corpus import Corpus, read_registry
+from gpu.pretrain.diffusion import train_diffusion
 from gpu.pretrain.examples import Examples
 from gpu.pretrain.grain import learn_spread
 from gpu.pretrain.linear import start_encoder, start_linear
+from gpu.pretrain.recipe import Recipe
 from gpu.pretrain.soundfont import _midi, repeated
 from gpu.pretrain.synthesis import KINDS, SAMPLE_RATE_HZ, synthesise
 from gpu.pretrain.training import Ema, Training, cosine, trapezoid
+from gpu.pretrain.vae import train_vae
 from gpu.pretrain.vocoder import renamed
 from gpu.pretrain.wording import OTHER_WORDS, reworded, said_anew
 from gpu.tiny import tiny_architecture
@@ -35,6 +39,7 @@ ARCHITECTURE = replace(TINY, vae={**TINY.vae, "block_out_channels": (16, 24, 32)
 GRAIN = 4
 GRAINY = replace(ARCHITECTURE, vae={**ARCHITECTURE.vae, "latent_channels": ARCHITECTURE.vae["latent_channels"] + GRAIN})
 CLIP_FRAMES = 48
+SEED_THAT_REWORDS_NOTHING = 14
 
 
 @pytest.fixture(scope="module")
@@ -152,14 +157,16 @@ def test_a_run_stopped_in_each_stage_and_continued_equals_one_that_was_not(
 
 def test_two_processes_make_the_steps_of_one(recipe_file, tmp_path, corpus_files, toy_hifigan, at_every_step, monkeypatch):
     recipe = json.loads(recipe_file.read_text())
-    # Clipping acts on the team's gradient, not on a member's. How far a caption is padded depends on the others of its share.
-    recipe["diffusion"].update(train_batch_size=4, max_grad_norm=0.05, unconditional_share=0.0)
+    # Clipping acts on the team's gradient, not on a member's. How far a caption is padded depends on the others of its share: with this seed
+    # all are said alike.
+    recipe["seed"] = SEED_THAT_REWORDS_NOTHING
+    recipe["diffusion"].update(train_batch_size=2, max_grad_norm=0.05, unconditional_share=0.0)
     recipe["architecture"]["t5"]["dropout_rate"] = 0.0  # what is dropped would differ
     recipe["architecture"]["gpt2"].update(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     recipe_file.write_text(json.dumps(recipe))
     pretrain(recipe_file, tmp_path / "one", corpus_files, "--until", "vae")
     captions = tmp_path / "one/examples/captions.json"
-    captions.write_text(json.dumps(["a long siren"] * len(json.loads(captions.read_text()))))
+    captions.write_text(json.dumps(["long sirens"] * len(json.loads(captions.read_text()))))
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     pretrain(recipe_file, tmp_path / "one", corpus_files)
     report = Training.report
@@ -178,7 +185,7 @@ def test_two_processes_make_the_steps_of_one(recipe_file, tmp_path, corpus_files
 
     one, two = (torch.load(tmp_path / name / "diffusion.pt", weights_only=True) for name in ("one", "two"))
     assert one["step"] == two["step"] == 4
-    beginning = build_audioldm2(GRAINY, captions=json.loads(captions.read_text()), seed=3)
+    beginning = build_audioldm2(GRAINY, captions=json.loads(captions.read_text()), seed=SEED_THAT_REWORDS_NOTHING)
     moved = 0.0
     for name, value in one["parts"]["trained"].items():
         part, _, key = name.partition(".")
@@ -423,3 +430,73 @@ def test_learning_rate_shares_are_hand_computed():
     assert [trapezoid(s, warmup_steps=2, decay_steps=4, max_steps=10) for s in (0, 1, 5, 6, 8, 9)] == pytest.approx(
         [0.5, 1, 1, 1, 0.5, 0.25]
     )
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A device that computes shapes and refuses to meet the processor, as a GPU does: what asks it for a number gets one made up."""
+    there = torch.device("meta")
+
+    def instead(owner: type, name: str, made_up: Callable[[torch.Tensor], object]) -> None:
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda self, *a, **k: made_up(self) if self.device == there else real(self, *a, **k))
+
+    instead(torch.Tensor, "cpu", lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype))
+    instead(torch.Tensor, "__float__", lambda _: 0.5)
+    instead(torch.Tensor, "__bool__", lambda _: False)
+    move, adamw = torch.nn.Module.to, torch.optim.AdamW
+    back = lambda self: self.to_empty(device="cpu")  # noqa: E731
+    is_there = lambda self: any(weight.device == there for weight in self.parameters())  # noqa: E731
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *a, **k: back(self) if str(*a[:1]) == "cpu" and is_there(self) else move(self, *a, **k))
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *a, **k: adamw(*a, **{**k, "fused": False}))
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: None)
+    monkeypatch.setattr(Training, "save", lambda _: None)
+    return there
+
+
+def test_every_stage_computes_on_the_device_that_it_is_given(recipe_file, tmp_path, corpus_files, toy_hifigan, elsewhere, monkeypatch):
+    pretrain(recipe_file, tmp_path, corpus_files, "--until", "vae")
+    recipe, examples = Recipe.read(recipe_file), Examples(tmp_path / "examples")
+    (tmp_path / "vae.pt").unlink(missing_ok=True)
+    pipeline = build_audioldm2(recipe.architecture, captions=examples.captions, seed=3)
+    computed_on: list[torch.device] = []
+    monkeypatch.setattr(Training, "report", lambda _, loss, **more: computed_on.append(loss.device))
+    monkeypatch.setattr("gpu.pretrain.clap._prepare_features", lambda *_, **__: np.zeros((6, 1, 1001, 64), np.float16))
+    monkeypatch.setattr("gpu.pretrain.diffusion.answered_channels", lambda unet: torch.arange(unet.config.out_channels - GRAIN, device=elsewhere))
+    common = {"seed": 3, "announce": lambda **_: None, "device": elsewhere}
+
+    vae = train_vae(recipe.vae, recipe.architecture, examples, tmp_path, **common)
+    clap = train_clap(recipe.clap, recipe.architecture, pipeline.tokenizer, None, examples.captions, tmp_path, **common)
+    train_diffusion(recipe.diffusion, pipeline, examples, tmp_path, grain_channels=GRAIN, **common)
+
+    assert computed_on == [elsewhere] * (4 + 3 + 4)
+    assert all(weight.device.type == "cpu" for part in (vae, clap, pipeline.unet) for weight in part.parameters())
+
+
+def test_the_diffusion_stage_keeps_single_precision_weights_when_it_computes_in_bf16(recipe_file, tmp_path, corpus_files, toy_hifigan, at_every_step):
+    pretrain(recipe_file, tmp_path, corpus_files, "--until", "vae")
+    recipe, examples = Recipe.read(recipe_file), Examples(tmp_path / "examples")
+    pipeline = build_audioldm2(recipe.architecture, captions=examples.captions, seed=3)
+    before = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
+    losses: list[float] = []
+
+    train_diffusion(
+        recipe.diffusion, pipeline, examples, tmp_path, seed=3, announce=lambda **said: losses.append(said.get("loss")), precision="bf16-mixed"
+    )
+
+    after = pipeline.unet.state_dict()
+    assert {value.dtype for value in after.values()} == {torch.float32}
+    assert any(not torch.equal(before[name], after[name]) for name in after)
+    assert np.isfinite([loss for loss in losses if loss is not None]).all()
+
+
+def test_a_gpu_that_is_not_there_and_processes_on_one_are_refused(recipe_file, tmp_path, corpus_files, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        pretrain(recipe_file, tmp_path / "run", corpus_files, "--device", "cuda")
+    assert "no GPU" in capsys.readouterr().err
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(SystemExit):
+        pretrain(recipe_file, tmp_path / "run", corpus_files, "--device", "cuda", "--processes", "2")
+    assert "must be 1 on a GPU" in capsys.readouterr().err
