@@ -22,7 +22,7 @@ import torch
 from benchmarks.recognition import read_prompts
 from benchmarks.report import RESULTS, machine
 from gpu.config import GenerateConfig, ModelRef
-from gpu.device import choose_device
+from gpu.device import choose_device, has_bf16
 from gpu.pipelines import LoadedPipeline, encode_guided, load_pipeline
 from gpu.sampling import clap_scores, decode, denoise, initial_noise
 
@@ -74,9 +74,9 @@ def compare(loaded: LoadedPipeline, prompt: str, *, seed: int, seconds: float, g
     embeds = encode_guided(loaded, prompt, "")
     shape = loaded.latent_shape(seconds)
 
-    def run(sampler: str, steps: int, noise_seed: int) -> tuple[np.ndarray, float, float]:
+    def run(sampler: str, steps: int, noise_seed: int, mixed_precision: str = "no") -> tuple[np.ndarray, float, float]:
         config = GenerateConfig.parse({"prompt": prompt, "sampler": sampler, "num_inference_steps": steps, "guidance_scale": guidance,
-                                       "audio_length_in_s": seconds, "num_waveforms_per_prompt": 1})  # fmt: skip
+                                       "audio_length_in_s": seconds, "num_waveforms_per_prompt": 1, "mixed_precision": mixed_precision})  # fmt: skip
         began = process_time()
         latents = denoise(loaded, initial_noise([noise_seed], shape), embeds, config)
         spent = process_time() - began
@@ -93,13 +93,16 @@ def compare(loaded: LoadedPipeline, prompt: str, *, seed: int, seconds: float, g
     for sampler, steps in SETTINGS:
         mel, score, spent = run(sampler, steps, seed)
         rows[f"{sampler} {steps}"] = {"distance": float(np.abs(mel - target).mean()), "clap_score": score, "cpu_s": spent}
+    if has_bf16(loaded.device):
+        mel, score, spent = run("dpmsolver++", 20, seed, "bf16")
+        rows["dpmsolver++ 20 bf16"] = {"distance": float(np.abs(mel - target).mean()), "clap_score": score, "cpu_s": spent}
     return rows
 
 
 def tell(found: dict[str, list[dict[str, float]]], *, settings: dict[str, Any]) -> None:
     rows = {}
     reference = np.array([row["clap_score"] for row in found["converged"]])
-    print(f"\r{'':18} {'mel distance':>22} {'CLAP score':>10} {'minus converged':>24} {'cpu s':>7}")
+    print(f"\r{'':19} {'mel distance':>22} {'CLAP score':>10} {'minus converged':>24} {'cpu s':>7}")
     for label, items in found.items():
         distance, score, cpu = (np.array([item[name] for item in items]) for name in ("distance", "clap_score", "cpu_s"))
         gap = score - reference
@@ -109,7 +112,7 @@ def tell(found: dict[str, list[dict[str, float]]], *, settings: dict[str, Any]) 
         }  # fmt: skip
         rows[label] = {name: value for name, value in rows[label].items() if np.isfinite(value)}
         row = {name: rows[label].get(name, float("nan")) for name in ("mel_distance", "mel_distance_95", "clap_score", "clap_gap", "clap_gap_95", "cpu_s")}
-        print(f"{label:18} {row['mel_distance']:8.4f} ± {row['mel_distance_95']:8.4f}    {row['clap_score']:10.4f} {row['clap_gap']:11.4f} ± {row['clap_gap_95']:8.4f} {row['cpu_s']:9.2f}")
+        print(f"{label:19} {row['mel_distance']:8.4f} ± {row['mel_distance_95']:8.4f}    {row['clap_score']:10.4f} {row['clap_gap']:11.4f} ± {row['clap_gap_95']:8.4f} {row['cpu_s']:9.2f}")
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "sampling_quality.json").write_text(json.dumps({"settings": settings, "machine": machine(), "rows": rows}, indent=1) + "\n")
 

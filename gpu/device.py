@@ -58,7 +58,7 @@ def training_precision(mixed_precision: str, device: torch.device) -> str:
                 f"mixed_precision ({mixed_precision}) needs a GPU, this machine trains on {device.type}: choose auto or no",
             )
         return f"{mixed_precision.replace('fp16', '16')}-mixed"
-    if mixed_precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+    if mixed_precision == "auto" and device.type == "cuda" and has_bf16(device):
         return "bf16-mixed"
     return "32-true"
 
@@ -69,13 +69,37 @@ def require_precision(config: FinetuneConfig, device: torch.device) -> str:
     Raises:
         Fault: `config.precision_needs_gpu`, the device has no such arithmetic.
     """
-    if config.mixed_precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if config.mixed_precision == "bf16" and device.type == "cuda" and not has_bf16(device):
         raise Fault(
             "config.precision_needs_gpu",
             f"mixed_precision (bf16) needs a GPU with bf16 arithmetic, which {torch.cuda.get_device_name(device)} lacks: "
             "choose auto, fp16 or no",
         )
     return training_precision(config.mixed_precision, device)
+
+
+def sampling_precision(mixed_precision: str, device: torch.device) -> str:
+    """Lightning's word for the precision (no, bf16) in which a UNet samples on this device.
+
+    Raises:
+        Fault: `config.precision_needs_gpu`, the device has no such arithmetic: it would be imitated, many times slower.
+    """
+    if mixed_precision != "bf16":
+        return "32-true"
+    if not has_bf16(device):
+        raise Fault(
+            "config.precision_needs_gpu",
+            f"mixed_precision (bf16) needs bf16 arithmetic, which {device_name(device)} lacks: choose no",
+        )
+    return "bf16-mixed"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device itself computes in bf16: GPUs since 2020, processors with AVX-512 BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in asked)
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

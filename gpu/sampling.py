@@ -17,7 +17,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistep
 from torch import Tensor
 
 from gpu.config import MAX_SEED, GenerateConfig
-from gpu.device import candidates_at_once
+from gpu.device import autocast, candidates_at_once, sampling_precision
 from gpu.pipelines import Embeds, LoadedPipeline, collate, encode_guided, unet_inputs
 
 SCHEDULERS = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
@@ -123,13 +123,15 @@ def denoise(
     conditional, unconditional = embeds
     both = collate([unconditional] * len(noise) + [conditional] * len(noise)) if guided else collate([conditional] * len(noise))
     inputs = unet_inputs(both.to(noise.device, noise.dtype), unet)
+    precision = sampling_precision(config.mixed_precision, noise.device)
 
     latents = noise * scheduler.init_noise_sigma
     for step, t in enumerate(scheduler.timesteps, start=1):
         if should_stop():
             raise Stopped(done + step - 1)
         model_input = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
-        prediction = unet(model_input, t.to(noise.device), **inputs, return_dict=False)[0]
+        with autocast(precision, noise.device):
+            prediction = unet(model_input, t.to(noise.device), **inputs, return_dict=False)[0].to(noise.dtype)
         if guided:
             # Classifier-free guidance, Ho and Salimans 2022, arXiv:2207.12598, eq. 6.
             without, with_prompt = prediction.chunk(2)

@@ -66,6 +66,25 @@ def test_a_sound_is_as_long_as_asked_and_carries_its_recipe(tiny_v, tmp_path):
     assert recipe["versions"]["torch"] == torch.__version__
 
 
+def test_in_bf16_it_is_the_same_sound_by_a_hair(loaded, monkeypatch):
+    monkeypatch.setattr("gpu.device.has_bf16", lambda device: True)  # elsewhere torch imitates it, slowly
+    embeds, noise = encode_guided(loaded, "A dog barking", ""), initial_noise([7], loaded.latent_shape(0.7))
+    with torch.no_grad():
+        full, half, other = (
+            denoise(loaded, start, embeds, GenerateConfig.parse({**BASE, "mixed_precision": precision}))
+            for start, precision in ((noise, "no"), (noise, "bf16"), (initial_noise([8], loaded.latent_shape(0.7)), "no"))
+        )
+    assert half.dtype == torch.float32 and not torch.equal(half, full)
+    assert (half - full).norm() < 0.05 * (other - full).norm()
+
+
+def test_bf16_is_refused_where_it_would_be_imitated(tiny, loaded, tmp_path, monkeypatch):
+    monkeypatch.setattr("gpu.device.has_bf16", lambda device: False)
+    with pytest.raises(Fault, match=r"mixed_precision \(bf16\).*choose no") as caught:
+        sample_sounds(loaded, job(tiny, mixed_precision="bf16").config)
+    assert caught.value.code == "config.precision_needs_gpu"
+
+
 def test_a_candidate_made_alone_is_the_one_made_among_others(tiny, tmp_path):
     together = sample_sounds(load_pipeline(ModelRef(base=str(tiny)), device="cpu"), job(tiny, num_waveforms_per_prompt=3).config)
     third = next(candidate for candidate in together if candidate.index == 2)
