@@ -134,7 +134,6 @@ def stage_list(run: TrainingRun, snapshot: Mapping[str, Any]) -> list[dict[str, 
 TITLES = {
     "vae": "VAE: mel pictures in few numbers",
     "clap": "CLAP: which caption belongs to which sound",
-    "listening": "CLAP hears what VAE and vocoder make",
     "diffusion": "UNet and text encoders: sound from noise and a caption",
 }
 

@@ -24,7 +24,7 @@ from gpu.events import CHECKPOINT, FAILED, FINISHED, STARTED, STOPPED, VALIDATED
 from gpu.finetune.control import NOW, Control
 from gpu.finetune.run import FAILED_CODE, FINISHED_CODE, STOPPED_CODE, attempt_number
 from gpu.originals.contents import digests
-from gpu.pretrain.clap import train_clap, train_listening
+from gpu.pretrain.clap import train_clap
 from gpu.pretrain.corpus import Corpus
 from gpu.pretrain.diffusion import train_diffusion
 from gpu.pretrain.examples import prepare_examples
@@ -173,11 +173,6 @@ class Course:
             seed=seed, announce=self.announce, obey=self.obey, device=self.device,
         )  # fmt: skip
         pipeline.register_modules(vae=vae, vocoder=vocoder, text_encoder=clap)
-        if recipe.clap.listening_steps:
-            train_listening(
-                recipe.clap, pipeline, recipe.architecture.mel, examples, folder,
-                seed=seed, announce=self.announce, obey=self.obey, device=self.device,
-            )  # fmt: skip
         if until == "clap":
             return None
         train_diffusion(

@@ -49,18 +49,11 @@ class VocoderRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class ClapRecipe:
-    """`listening_steps`: so long the audio tower goes on alone, hearing besides what VAE and vocoder make of the first `listening_examples`.
-
-    A recipe from before there was such a thing says nothing about it, and does without.
-    """
-
     num_examples: int
     train_batch_size: int
     learning_rate: float
     lr_warmup_steps: int
     max_train_steps: int
-    listening_examples: int = 0
-    listening_steps: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,12 +104,10 @@ class Stages:
         made = {name: kind(**raw.pop(name)) for name, kind in parts.items()}
         samples = raw.pop("samples", None)
         stages = cls(seed=raw.pop("seed"), studio=raw.pop("studio"), samples=SamplesRecipe(**samples) if samples else None, **made, **raw)
-        counts = {f"{name}.max_train_steps": getattr(stages, name).max_train_steps for name in ("vae", "clap", "diffusion")}
+        counts = {f"{name}.max_train_steps": count for name, count in stages.steps.items()}
         counts["corpus.num_examples"] = stages.corpus.num_examples
         if stages.samples:
             counts["samples.every_steps"] = stages.samples.every_steps
-        if stages.clap.listening_steps:
-            counts["clap.listening_examples"] = stages.clap.listening_examples
         for name, count in counts.items():
             if type(count) is not int or count < 1:
                 raise ValueError(f"{name} ({count!r}) must be a whole number from 1")
@@ -125,5 +116,4 @@ class Stages:
     @property
     def steps(self) -> dict[str, int]:
         """Steps of each stage that trains, in order."""
-        steps = {"vae": self.vae.max_train_steps, "clap": self.clap.max_train_steps, "listening": self.clap.listening_steps}
-        return {name: count for name, count in (steps | {"diffusion": self.diffusion.max_train_steps}).items() if count}
+        return {name: getattr(self, name).max_train_steps for name in ("vae", "clap", "diffusion")}

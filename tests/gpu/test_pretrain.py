@@ -18,8 +18,8 @@ from diffusers import AudioLDM2Pipeline, DPMSolverMultistepScheduler
 from transformers import ClapFeatureExtractor
 
 import gpu.pretrain
-from gpu.architectures import CLAP_FEATURES, build_audioldm2, build_clap, build_vae, build_vocoder
-from gpu.pretrain.clap import clap_features, contrastive_loss, train_clap, train_listening
+from gpu.architectures import CLAP_FEATURES, build_audioldm2, build_vae, build_vocoder
+from gpu.pretrain.clap import clap_features, contrastive_loss, train_clap
 from gpu.pretrain.corpus import Corpus, read_registry
 from gpu.pretrain.diffusion import train_diffusion
 from gpu.pretrain.examples import Examples
@@ -69,8 +69,7 @@ def recipe_file(tmp_path: Path) -> Path:
         "vae": {"train_batch_size": 2, "crop_frames": 16, "learning_rate": 1e-3, "lr_warmup_steps": 1, "max_train_steps": 4, "noise": 0.05,
                 "grain_channels": GRAIN, "grain_steps": 60},
         "vocoder": {"package": "toy_hifigan", "weights": "generator.pt"},
-        "clap": {"num_examples": 6, "train_batch_size": 3, "learning_rate": 1e-3, "lr_warmup_steps": 1, "max_train_steps": 3,
-                 "listening_examples": 5, "listening_steps": 3},
+        "clap": {"num_examples": 6, "train_batch_size": 3, "learning_rate": 1e-3, "lr_warmup_steps": 1, "max_train_steps": 3},
         "diffusion": {"train_batch_size": 3, "learning_rate": 1e-3, "lr_warmup_steps": 1, "lr_decay_steps": 2, "max_train_steps": 4,
                       "max_grad_norm": 1.0, "snr_gamma": None, "unconditional_share": 0.3, "ema_decay": 0.9},
         "studio": {"name": "miniature"},
@@ -128,7 +127,7 @@ def test_all_stages_lead_to_a_pipeline_that_makes_sound(recipe_file, tmp_path, c
     assert json.loads((tmp_path / "run/model/studio.json").read_text()) == {"name": "miniature"}
     events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
     assert events[0]["type"] == "started" and events[-1]["type"] == "finished"
-    assert {"vae", "clap", "listening", "diffusion"} <= {event["data"].get("stage") for event in events}
+    assert {"vae", "clap", "diffusion"} <= {event["data"].get("stage") for event in events}
 
 
 def test_a_run_stopped_in_each_stage_and_continued_equals_one_that_was_not(
@@ -145,12 +144,12 @@ def test_a_run_stopped_in_each_stage_and_continued_equals_one_that_was_not(
         report(self, loss, **more)
 
     monkeypatch.setattr(Training, "report", stop_at_third_step)
-    for _ in range(4):
+    for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             pretrain(recipe_file, tmp_path / "parts", corpus_files)
     pretrain(recipe_file, tmp_path / "parts", corpus_files)
 
-    assert stopped_in == {"vae", "clap", "listening", "diffusion"}
+    assert stopped_in == {"vae", "clap", "diffusion"}
     whole, parts = weights_of(tmp_path / "whole/model"), weights_of(tmp_path / "parts/model")
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -462,19 +461,15 @@ def test_every_stage_computes_on_the_device_that_it_is_given(recipe_file, tmp_pa
     pipeline = build_audioldm2(recipe.architecture, captions=examples.captions, seed=3)
     computed_on: list[torch.device] = []
     monkeypatch.setattr(Training, "report", lambda _, loss, **more: computed_on.append(loss.device))
-    pictures = np.zeros((6, 1, 1001, 64), np.float16)
-    np.save(tmp_path / "clap_features.npy", pictures)
-    np.save(tmp_path / "listening_features.npy", pictures[:5])
+    monkeypatch.setattr("gpu.pretrain.clap._prepare_features", lambda *_, **__: np.zeros((6, 1, 1001, 64), np.float16))
     monkeypatch.setattr("gpu.pretrain.diffusion.answered_channels", lambda unet: torch.arange(unet.config.out_channels - GRAIN, device=elsewhere))
     common = {"seed": 3, "announce": lambda **_: None, "device": elsewhere}
 
     vae = train_vae(recipe.vae, recipe.architecture, examples, tmp_path, **common)
     clap = train_clap(recipe.clap, recipe.architecture, pipeline.tokenizer, None, examples.captions, tmp_path, **common)
-    pipeline.register_modules(text_encoder=build_clap(recipe.architecture, pipeline.tokenizer))
-    train_listening(recipe.clap, pipeline, recipe.architecture.mel, examples, tmp_path, **common)
     train_diffusion(recipe.diffusion, pipeline, examples, tmp_path, grain_channels=GRAIN, **common)
 
-    assert computed_on == [elsewhere] * (4 + 3 + 3 + 4)
+    assert computed_on == [elsewhere] * (4 + 3 + 4)
     assert all(weight.device.type == "cpu" for part in (vae, clap, pipeline.unet) for weight in part.parameters())
 
 
@@ -493,26 +488,6 @@ def test_the_diffusion_stage_keeps_single_precision_weights_when_it_computes_in_
     assert {value.dtype for value in after.values()} == {torch.float32}
     assert any(not torch.equal(before[name], after[name]) for name in after)
     assert np.isfinite([loss for loss in losses if loss is not None]).all()
-
-
-def test_listening_changes_the_audio_tower_alone(recipe_file, tmp_path, corpus_files, toy_hifigan, at_every_step):
-    """And a recipe that says nothing of it has CLAP as it was."""
-    recipe = json.loads(recipe_file.read_text())
-    pretrain(recipe_file, tmp_path / "run", corpus_files, "--until", "clap")
-    before = torch.load(tmp_path / "run/clap.pt", weights_only=True)["parts"]["clap"]
-    del recipe["clap"]["listening_examples"], recipe["clap"]["listening_steps"]
-    (tmp_path / "older.json").write_text(json.dumps(recipe))
-
-    assert pretrain(tmp_path / "older.json", tmp_path / "older", corpus_files) == 0
-    assert pretrain(recipe_file, tmp_path / "run", corpus_files) == 0
-
-    def changed(folder: Path) -> set[str]:
-        now = weights_of(folder)
-        rounded = {name: value.half().to(now[f"text_encoder.{name}"]) for name, value in before.items() if value.is_floating_point()}
-        return {name.split(".")[0] for name, value in rounded.items() if not torch.equal(now[f"text_encoder.{name}"], value)}
-
-    assert changed(tmp_path / "run/model") == {"audio_model", "audio_projection"}
-    assert not changed(tmp_path / "older/model")
 
 
 def test_a_gpu_that_is_not_there_and_processes_on_one_are_refused(recipe_file, tmp_path, corpus_files, capsys, monkeypatch):
