@@ -47,6 +47,18 @@ def answered_channels(unet: nn.Module) -> Tensor | None:
     return None if answered.all() or not answered.any() else answered.nonzero()[:, 0]
 
 
+def keep_blind(unet: nn.Module) -> None:
+    """Weights that see only channels of which the UNet says nothing, and are zero, stay zero while the UNet is trained.
+
+    Their gradient is the noise in those channels and nothing else, and an optimiser that scales gradients to one size would make steps of it.
+    """
+    channels, weight = answered_channels(unet), unet.conv_in.weight
+    if channels is None or not weight.requires_grad:
+        return
+    seen = weight.detach().any(0).flatten(1).any(1).index_fill(0, channels, True)[None, :, None, None]  # [1, C, 1, 1]
+    weight.register_hook(lambda gradient: gradient * seen.to(gradient))
+
+
 def denoising_loss(
     pred: Tensor,
     target: Tensor,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpu.config import FinetuneConfig
-from gpu.diffusion import answered_channels, denoising_loss, snr, training_target
+from gpu.diffusion import answered_channels, denoising_loss, keep_blind, snr, training_target
 from gpu.errors import Fault
 from gpu.finetune.data import Batch
 from gpu.finetune.schedule import Plateau, learning_rate
@@ -44,6 +44,7 @@ class Denoiser(pl.LightningModule):
         self.scheduler = scheduler
         self.config = config
         self.channels = answered_channels(unet)
+        keep_blind(unet)
         self.step = 0
         self.plateau = Plateau(patience=config.plateau_patience, factor=config.plateau_factor)
         self.ema = {name: weight.detach().clone() for name, weight in self.trained().items()} if config.use_ema else None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gpu.conditioning import encode_prompts
 from gpu.device import autocast
-from gpu.diffusion import answered_channels, denoising_loss, snr, training_target
+from gpu.diffusion import answered_channels, denoising_loss, keep_blind, snr, training_target
 from gpu.pretrain.examples import Examples
 from gpu.pretrain.recipe import DiffusionRecipe
 from gpu.pretrain.team import Team, gathered
@@ -83,10 +83,7 @@ def _train(
     all_latents = np.load(folder / LATENTS, mmap_mode="r")
     scheduler = pipeline.scheduler
     channels = answered_channels(pipeline.unet)
-    if channels is not None:
-        # Noise would teach the weights that see it nothing but noise.
-        seen = torch.zeros(pipeline.unet.config.in_channels).index_fill(0, channels.cpu(), 1.0)[None, :, None, None].to(device)
-        pipeline.unet.conv_in.weight.register_hook(lambda gradient: gradient * seen)
+    keep_blind(pipeline.unet)
 
     trained.train()
     for step in training.steps():

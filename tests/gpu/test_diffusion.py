@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from gpu.diffusion import answered_channels, denoising_loss, snr, training_target
+from gpu.diffusion import answered_channels, denoising_loss, keep_blind, snr, training_target
 
 
 def scheduler(prediction_type: str) -> DDIMScheduler:
@@ -84,6 +84,27 @@ def test_a_channel_that_the_unet_never_answers_does_not_count():
 
     assert channels.tolist() == [0, 2]
     assert denoising_loss(pred, target, channels=channels, prediction_type="epsilon") == pytest.approx((1 + 4) / 2)
+
+
+def test_weights_that_see_nothing_but_chance_stay_blind():
+    unet = torch.nn.Module()
+    unet.conv_in, unet.conv_out = torch.nn.Conv2d(3, 2, 3, padding=1), torch.nn.Conv2d(2, 3, 3, padding=1)
+    with torch.no_grad():
+        unet.conv_in.weight[:, [0, 2]] = 0  # the first is answered, and may begin to be seen
+        unet.conv_out.weight[2], unet.conv_out.bias[2] = 0, 0
+    before = unet.conv_in.weight.detach().clone()
+    keep_blind(unet)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=0.1)
+
+    for _ in range(3):
+        pred = unet.conv_out(unet.conv_in(torch.randn(4, 3, 8, 8)))
+        denoising_loss(pred, torch.randn_like(pred), channels=answered_channels(unet), prediction_type="v_prediction").backward()
+        optimizer.step()
+
+    assert not unet.conv_in.weight[:, 2].any()
+    assert unet.conv_in.weight[:, 0].all() and (unet.conv_in.weight[:, 1] != before[:, 1]).all()
+
+    keep_blind(unet.requires_grad_(False))  # LoRA leaves them alone anyway
 
 
 def test_a_unet_that_has_not_learnt_anything_answers_all_channels():

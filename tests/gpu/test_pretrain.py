@@ -462,7 +462,9 @@ def test_every_stage_computes_on_the_device_that_it_is_given(recipe_file, tmp_pa
     computed_on: list[torch.device] = []
     monkeypatch.setattr(Training, "report", lambda _, loss, **more: computed_on.append(loss.device))
     monkeypatch.setattr("gpu.pretrain.clap._prepare_features", lambda *_, **__: np.zeros((6, 1, 1001, 64), np.float16))
-    monkeypatch.setattr("gpu.pretrain.diffusion.answered_channels", lambda unet: torch.arange(unet.config.out_channels - GRAIN, device=elsewhere))
+    answered = lambda unet: torch.arange(unet.config.out_channels - GRAIN, device=elsewhere)  # noqa: E731
+    monkeypatch.setattr("gpu.pretrain.diffusion.answered_channels", answered)
+    monkeypatch.setattr("gpu.diffusion.answered_channels", answered)
     common = {"seed": 3, "announce": lambda **_: None, "device": elsewhere}
 
     vae = train_vae(recipe.vae, recipe.architecture, examples, tmp_path, **common)
