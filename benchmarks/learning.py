@@ -48,10 +48,16 @@ STARTER = ROOT / "training_app/builtin/starter"
 DEMO = ROOT / "datasets_app/builtin/demo.zip"
 HELD_OUT_EVERY = 6
 TIMESTEPS_PER_CLIP = 8
-METHODS: dict[str, dict[str, Any]] = {
+Methods = dict[str, dict[str, Any]]
+METHODS: Methods = {
     "LoRA": {"method": "lora", "lora_rank": 32, "learning_rate": 2e-3},
     "full": {"method": "full", "learning_rate": 4e-4},
 }
+GENTLE: Methods = {
+    "LoRA": {"method": "lora", "lora_rank": 32, "learning_rate": 5e-4},
+    "full": {"method": "full", "learning_rate": 1e-4},
+}
+"""For many kinds at once, of which what is known should stay: at four times these rates the loss falls as far and the sounds get worse."""
 LEARNING = {"train_batch_size": 8, "lr_warmup_steps": 10, "lr_scheduler": "cosine", "mixed_precision": "no"}
 QUIET = {
     "validation_epochs": 1_000_000,
@@ -134,12 +140,12 @@ class Bench:
             (folder / "done").touch()
         return folder
 
-    def compare(self, clips: list[ManifestClip], asked: list[Asked]) -> dict[str, Any]:
+    def compare(self, clips: list[ManifestClip], asked: list[Asked], methods: Methods) -> dict[str, Any]:
         """Each method before and after."""
         held_out = [clip for clip in clips if clip.split == VALIDATION]
         before = self.measure(ModelRef(base=str(self.base)), held_out, asked)
         result: dict[str, Any] = {}
-        for method, values in METHODS.items():
+        for method, values in methods.items():
             after = []
             for seed in range(self.seeds):
                 run = self.finetune(f"{method}-{seed}", clips, seed=seed, **values)
@@ -177,7 +183,7 @@ def demo(bench: Bench) -> dict[str, Any]:
         # What the judge hears in the real clip is what it should hear in a made one.
         best, _ = bench.judge.hear(samples.mean(1)[: int(QUIET["audio_length_in_s"] * rate_hz)], rate_hz)
         asked.append(Asked(caption=clip.caption, meaning=clip.caption, classes=frozenset(best[:3]) - VAGUE))
-    return bench.compare(clips, asked)
+    return bench.compare(clips, asked, GENTLE)
 
 
 def word(bench: Bench) -> dict[str, Any]:
@@ -187,7 +193,7 @@ def word(bench: Bench) -> dict[str, Any]:
         for seed in range(-(-bench.sounds // len(WORD_ASKED)))
         for caption in WORD_ASKED
     ]
-    return bench.compare(clips, asked[: bench.sounds])
+    return bench.compare(clips, asked[: bench.sounds], METHODS)
 
 
 def plateau(bench: Bench) -> dict[str, Any]:
