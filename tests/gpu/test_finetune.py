@@ -238,7 +238,7 @@ def test_a_fine_tune_of_a_fine_tune_is_complete_with_the_base_model_alone(make_r
     shutil.rmtree(parent)
     job = GenerateJob(
         config=GenerateConfig.parse(
-            {"prompt": "A high beep", "num_inference_steps": 1, "num_waveforms_per_prompt": 1, "audio_length_in_s": 0.5}
+            {"prompt": "A high beep", "sampler": "ddim", "num_inference_steps": 1, "num_waveforms_per_prompt": 1, "audio_length_in_s": 0.5}
         ),
         model=ModelRef(base=str(tiny), weights=str(checkpoint(child, 4))),
     )

@@ -109,7 +109,7 @@ def test_ddim_equals_the_pipeline_of_diffusers(model_name, guidance_scale, reque
     folder = request.getfixturevalue(model_name)
     ours = load_pipeline(ModelRef(base=str(folder)), device="cpu")
     duration_s = 64 * ours.mel.hop_length / ours.mel.sample_rate_hz  # whole frames: where the pipeline rounds down, we round up
-    config = GenerateConfig.parse({**BASE, "guidance_scale": guidance_scale, "audio_length_in_s": duration_s})
+    config = GenerateConfig.parse({**BASE, "sampler": "ddim", "guidance_scale": guidance_scale, "audio_length_in_s": duration_s})
     noise = initial_noise([7], ours.latent_shape(duration_s))
     embeds = encode_guided(ours, config.prompt, "")
     with torch.no_grad():

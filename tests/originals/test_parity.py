@@ -437,7 +437,7 @@ def test_diffusers_opens_its_export_and_makes_the_same_sound(model: Converted, t
     folder = tmp_path / "exported"
     export(ExportJob(model=ModelRef(base=str(model.raw)), format="diffusers", destination=str(folder)), lambda *_: None)
     values = {"num_inference_steps": 2, "guidance_scale": 2.5, "audio_length_in_s": 0.32}
-    config = GenerateConfig.parse({"prompt": "A dog barking", "seed": 7, "num_waveforms_per_prompt": 1, **values})
+    config = GenerateConfig.parse({"prompt": "A dog barking", "seed": 7, "num_waveforms_per_prompt": 1, "sampler": "ddim", **values})
     loaded = load_pipeline(ModelRef(base=str(model.raw)), device="cpu")
     ours = sample_sounds(loaded, config)[0]
     theirs = (AudioLDMPipeline if model.family in SINGLE else AudioLDM2Pipeline).from_pretrained(folder, dtype=torch.float32)
